@@ -1,0 +1,6 @@
+//! What the worker talks about: requests, events, pictures and model descriptions. Knows no actix and no candle.
+
+pub mod event;
+pub mod model;
+pub mod picture;
+pub mod request;

@@ -1,0 +1,1 @@
+//! Model architectures as plain forward passes over [`crate::ops`].

@@ -1,0 +1,137 @@
+//! How a model asks for its weights: a source, a prefix, a device and a compute type.
+
+use std::fmt::Display;
+use std::rc::Rc;
+
+use candle_core::{DType, Device, Tensor};
+use half::{bf16, f16};
+
+use super::{RawTensor, StoredType, TensorSource, WeightsError};
+
+/// A view of a [`TensorSource`] below a name prefix, that makes tensors of one device and compute type.
+///
+/// ```ignore
+/// let block = weights.at("down_blocks").at(0);
+/// let scale = block.tensor("norm.weight", &[320])?;
+/// ```
+#[derive(Clone)]
+pub struct Weights {
+    source: Rc<dyn TensorSource>,
+    prefix: String,
+    device: Device,
+    dtype: DType,
+}
+
+impl Weights {
+    /// The whole source, for a device and a compute type (`F32`, `BF16` or `F16`).
+    pub fn new(source: Rc<dyn TensorSource>, device: Device, dtype: DType) -> Self {
+        Self { source, prefix: String::new(), device, dtype }
+    }
+
+    /// The same weights one name further down: `a.b` at `c` is `a.b.c`.
+    #[must_use]
+    pub fn at(&self, name: impl Display) -> Self {
+        let prefix = self.path(name);
+        Self { prefix, ..self.clone() }
+    }
+
+    /// The same weights with another compute type.
+    #[must_use]
+    pub fn with_dtype(&self, dtype: DType) -> Self {
+        Self { dtype, ..self.clone() }
+    }
+
+    /// The full name of `name` below this prefix.
+    pub fn path(&self, name: impl Display) -> String {
+        if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
+    }
+
+    /// Device of the tensors.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Compute type of the tensors.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Whether the source has `name` below this prefix.
+    pub fn contains(&self, name: impl Display) -> bool {
+        self.source.describe(&self.path(name)).is_some()
+    }
+
+    /// Shape of `name`, if the source has it.
+    pub fn shape(&self, name: impl Display) -> Option<Vec<usize>> {
+        self.source.describe(&self.path(name)).map(|(shape, _)| shape)
+    }
+
+    /// A tensor of exactly this shape, in the compute type.
+    ///
+    /// # Errors
+    /// It is missing, has another shape, or could not be read.
+    pub fn tensor(&self, name: impl Display, shape: &[usize]) -> Result<Tensor, WeightsError> {
+        self.tensor_as(name, shape, self.dtype)
+    }
+
+    /// A tensor of exactly this shape, as `dtype` whatever the compute type is (norms keep `F32`).
+    ///
+    /// # Errors
+    /// As [`Weights::tensor`].
+    pub fn tensor_as(&self, name: impl Display, shape: &[usize], dtype: DType) -> Result<Tensor, WeightsError> {
+        let raw = self.raw(&name, shape)?;
+        raw.to_tensor(&self.path(&name), dtype, &self.device)
+    }
+
+    /// A tensor of exactly this shape as its file has it (quantised blocks stay as they are).
+    ///
+    /// # Errors
+    /// As [`Weights::tensor`].
+    pub fn raw(&self, name: impl Display, shape: &[usize]) -> Result<RawTensor, WeightsError> {
+        let name = self.path(name);
+        let (found, _) = self.source.describe(&name).ok_or_else(|| WeightsError::Missing { name: name.clone() })?;
+        if found != shape {
+            return Err(WeightsError::Shape { name, found, expected: shape.to_vec() });
+        }
+        self.source.read(&name)
+    }
+}
+
+impl RawTensor {
+    /// Converts to a tensor of `dtype` (`F32`, `BF16` or `F16`) on `device`; `name` is for the error message.
+    ///
+    /// # Errors
+    /// The stored type is no number type that converts to it.
+    pub fn to_tensor(self, name: &str, dtype: DType, device: &Device) -> Result<Tensor, WeightsError> {
+        let shape = self.shape.clone();
+        let tensor = match (self.stored, dtype) {
+            (StoredType::Bf16, DType::BF16) => {
+                Tensor::from_vec(numbers(&self.bytes, bf16::from_le_bytes), shape, device)?
+            }
+            (StoredType::F16, DType::F16) => Tensor::from_vec(numbers(&self.bytes, f16::from_le_bytes), shape, device)?,
+            _ => Tensor::from_vec(self.to_f32(name)?, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)?,
+        };
+        Ok(tensor)
+    }
+
+    /// The numbers as `f32`, row-major; quantised blocks are expanded.
+    ///
+    /// # Errors
+    /// The stored type is no number type.
+    pub fn to_f32(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
+        let wrong = || WeightsError::Type { name: name.to_owned(), found: format!("{:?}", self.stored) };
+        let bytes = &self.bytes;
+        match self.stored {
+            StoredType::F32 => Ok(numbers(bytes, f32::from_le_bytes)),
+            StoredType::F64 => Ok(numbers(bytes, |b| f64::from_le_bytes(b) as f32)),
+            StoredType::F16 => Ok(numbers(bytes, |b| f16::from_le_bytes(b).to_f32())),
+            StoredType::Bf16 => Ok(numbers(bytes, |b| bf16::from_le_bytes(b).to_f32())),
+            StoredType::F8E4M3 | StoredType::F8E5M2 | StoredType::Ggml(_) => Err(wrong()),
+            StoredType::I64 | StoredType::I32 => Err(wrong()),
+        }
+    }
+}
+
+fn numbers<const N: usize, T>(bytes: &[u8], read: impl Fn([u8; N]) -> T) -> Vec<T> {
+    bytes.as_chunks::<N>().0.iter().map(|chunk| read(*chunk)).collect()
+}

@@ -1,0 +1,51 @@
+//! Why weights could not be had.
+
+use std::path::PathBuf;
+
+/// Errors of finding, reading and preparing weights. Each message says what was found and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum WeightsError {
+    /// A file could not be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A file is damaged or not what its name says.
+    #[error("{}: {reason}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A tensor that the model needs is not there.
+    #[error("the weights have no tensor `{name}`")]
+    Missing {
+        /// Full name.
+        name: String,
+    },
+    /// A tensor has another shape than the model needs.
+    #[error("tensor `{name}` has shape {found:?}, but {expected:?} is needed")]
+    Shape {
+        /// Full name.
+        name: String,
+        /// Shape in the file.
+        found: Vec<usize>,
+        /// Shape that the model's configuration asks for.
+        expected: Vec<usize>,
+    },
+    /// A tensor is stored as a type that cannot be used here.
+    #[error("tensor `{name}` is stored as {found}, which cannot be used here")]
+    Type {
+        /// Full name.
+        name: String,
+        /// How it is stored.
+        found: String,
+    },
+    /// candle refused an operation on a weight.
+    #[error("weights: {0}")]
+    Tensor(#[from] candle_core::Error),
+}
