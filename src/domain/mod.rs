@@ -4,3 +4,4 @@ pub mod event;
 pub mod model;
 pub mod picture;
 pub mod request;
+pub mod sampling;

@@ -53,7 +53,10 @@ impl FromStr for Size {
         let wrong = || ParseSizeError(text.to_owned());
         let (width, height) = text.split_once(['x', 'X']).ok_or_else(wrong)?;
         let side = |s: &str| s.trim().parse::<u32>().map_err(|_| wrong());
-        Ok(Self { width: side(width)?, height: side(height)? })
+        Ok(Self {
+            width: side(width)?,
+            height: side(height)?,
+        })
     }
 }
 
@@ -108,6 +111,13 @@ pub struct EncodedImage {
 
 impl fmt::Debug for EncodedImage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "EncodedImage({} {}, {} bytes, seed {})", self.size, self.format.name(), self.bytes.len(), self.seed)
+        write!(
+            f,
+            "EncodedImage({} {}, {} bytes, seed {})",
+            self.size,
+            self.format.name(),
+            self.bytes.len(),
+            self.seed
+        )
     }
 }

@@ -25,7 +25,12 @@ pub struct Weights {
 impl Weights {
     /// The whole source, for a device and a compute type (`F32`, `BF16` or `F16`).
     pub fn new(source: Rc<dyn TensorSource>, device: Device, dtype: DType) -> Self {
-        Self { source, prefix: String::new(), device, dtype }
+        Self {
+            source,
+            prefix: String::new(),
+            device,
+            dtype,
+        }
     }
 
     /// The same weights one name further down: `a.b` at `c` is `a.b.c`.
@@ -43,7 +48,11 @@ impl Weights {
 
     /// The full name of `name` below this prefix.
     pub fn path(&self, name: impl Display) -> String {
-        if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
+        if self.prefix.is_empty() {
+            name.to_string()
+        } else {
+            format!("{}.{name}", self.prefix)
+        }
     }
 
     /// Device of the tensors.
@@ -89,9 +98,16 @@ impl Weights {
     /// As [`Weights::tensor`].
     pub fn raw(&self, name: impl Display, shape: &[usize]) -> Result<RawTensor, WeightsError> {
         let name = self.path(name);
-        let (found, _) = self.source.describe(&name).ok_or_else(|| WeightsError::Missing { name: name.clone() })?;
+        let (found, _) = self
+            .source
+            .describe(&name)
+            .ok_or_else(|| WeightsError::Missing { name: name.clone() })?;
         if found != shape {
-            return Err(WeightsError::Shape { name, found, expected: shape.to_vec() });
+            return Err(WeightsError::Shape {
+                name,
+                found,
+                expected: shape.to_vec(),
+            });
         }
         self.source.read(&name)
     }
@@ -109,7 +125,9 @@ impl RawTensor {
                 Tensor::from_vec(numbers(&self.bytes, bf16::from_le_bytes), shape, device)?
             }
             (StoredType::F16, DType::F16) => Tensor::from_vec(numbers(&self.bytes, f16::from_le_bytes), shape, device)?,
-            _ => Tensor::from_vec(self.to_f32(name)?, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)?,
+            _ => Tensor::from_vec(self.to_f32(name)?, shape, &Device::Cpu)?
+                .to_dtype(dtype)?
+                .to_device(device)?,
         };
         Ok(tensor)
     }
@@ -119,7 +137,10 @@ impl RawTensor {
     /// # Errors
     /// The stored type is no number type.
     pub fn to_f32(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
-        let wrong = || WeightsError::Type { name: name.to_owned(), found: format!("{:?}", self.stored) };
+        let wrong = || WeightsError::Type {
+            name: name.to_owned(),
+            found: format!("{:?}", self.stored),
+        };
         let bytes = &self.bytes;
         match self.stored {
             StoredType::F32 => Ok(numbers(bytes, f32::from_le_bytes)),
