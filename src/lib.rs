@@ -28,4 +28,5 @@ pub mod domain;
 pub mod models;
 pub mod ops;
 pub mod pipeline;
+pub mod settings;
 pub mod weights;
