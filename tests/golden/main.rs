@@ -1,0 +1,4 @@
+//! Parity with the reference implementations: each module compares with numbers made by the recipe beside its fixtures.
+#![allow(clippy::unwrap_used)]
+
+mod tokenizer;
