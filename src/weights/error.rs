@@ -1,6 +1,6 @@
 //! Why weights could not be had.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Errors of finding, reading and preparing weights. Each message says what was found and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +45,45 @@ pub enum WeightsError {
         /// How it is stored.
         found: String,
     },
+    /// A tensor holds numbers that are not finite.
+    #[error("{}: tensor `{name}` holds NaN or infinite numbers; the file is damaged, get another one", path.display())]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// Full name.
+        name: String,
+    },
+    /// Only a pickle is there, which could run any code when read.
+    #[error("{}: pickle files (.ckpt, .bin, .pt, .pth) are not read because they can run code; \
+             use a .safetensors version of it", path.display())]
+    Pickle {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A part of a model is not there.
+    #[error("{}: {what} is missing", place.display())]
+    NoPart {
+        /// The folder or file that should have it.
+        place: PathBuf,
+        /// What is missing and, where it helps, what to do.
+        what: String,
+    },
+    /// A file or folder whose family of models is not recognised.
+    #[error("{}: no known model: {found}", path.display())]
+    Unrecognised {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was found in it.
+        found: String,
+    },
     /// candle refused an operation on a weight.
     #[error("weights: {0}")]
     Tensor(#[from] candle_core::Error),
+}
+
+impl WeightsError {
+    /// A damaged file.
+    pub(crate) fn damaged(path: &Path, reason: impl Into<String>) -> Self {
+        Self::Damaged { path: path.to_owned(), reason: reason.into() }
+    }
 }

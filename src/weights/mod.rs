@@ -1,9 +1,24 @@
 //! Where tensors come from, and how a model asks for them by name.
+//!
+//! [`ModelFiles`] is a whole model's files by component, whatever form they have; each component's tensors are a
+//! [`TensorSource`] that answers to diffusers' names, and [`Weights`] is what a model's constructor asks.
 
 mod builder;
 mod error;
+mod folder;
+mod header;
+mod mapped;
+mod model_files;
+mod safetensors;
 mod source;
+mod storage;
+mod tree;
 
 pub use builder::Weights;
 pub use error::WeightsError;
+pub use folder::Folder;
+pub use mapped::{Layout, Mapped, Piece};
+pub use model_files::{Component, ModelFiles, Part, Precision, TokenizerFiles};
+pub use safetensors::SafeTensors;
 pub use source::{RawTensor, StoredType, TensorSource};
+pub use tree::Tree;

@@ -1,5 +1,7 @@
 //! A place that tensors are read from by name.
 
+use std::ops::Range;
+
 use candle_core::quantized::GgmlDType;
 
 use super::WeightsError;
@@ -25,6 +27,8 @@ pub enum StoredType {
     I32,
     /// A block format of GGUF.
     Ggml(GgmlDType),
+    /// A type that no model computes with; its name in the file.
+    Other(&'static str),
 }
 
 /// One tensor as its file has it: little-endian numbers, row-major.
@@ -54,4 +58,35 @@ pub trait TensorSource {
     /// # Errors
     /// [`WeightsError::Missing`], or the reading failed.
     fn read(&self, name: &str) -> Result<RawTensor, WeightsError>;
+
+    /// Reads some rows (entries of the first dimension) of one tensor: a part of a fused projection.
+    ///
+    /// # Errors
+    /// As [`TensorSource::read`]; the rows are not there.
+    fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<RawTensor, WeightsError> {
+        let whole = self.read(name)?;
+        let (shape, range) = row_range(name, &whole.shape, whole.bytes.len(), &rows)?;
+        Ok(RawTensor { stored: whole.stored, shape, bytes: whole.bytes[range].to_vec() })
+    }
+}
+
+/// Shape of `rows` of a tensor, and where they lie in its bytes.
+pub(super) fn row_range(
+    name: &str,
+    shape: &[usize],
+    len: usize,
+    rows: &Range<usize>,
+) -> Result<(Vec<usize>, Range<usize>), WeightsError> {
+    let count = shape.first().copied().unwrap_or(0);
+    if count == 0 || rows.start > rows.end || rows.end > count || !len.is_multiple_of(count) {
+        return Err(WeightsError::Shape {
+            name: name.to_owned(),
+            found: shape.to_vec(),
+            expected: [&[rows.end], shape.get(1..).unwrap_or(&[])].concat(),
+        });
+    }
+    let row = len / count;
+    let mut part = shape.to_vec();
+    part[0] = rows.len();
+    Ok((part, rows.start * row..rows.end * row))
 }

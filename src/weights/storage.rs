@@ -1,0 +1,186 @@
+//! The bytes that tensors lie in: a file read at positions, or bytes built into the program.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::thread;
+
+use super::{StoredType, WeightsError};
+
+/// Bytes that are read by position, by several threads at a time.
+#[derive(Debug)]
+pub struct Storage {
+    path: PathBuf,
+    bytes: Bytes,
+}
+
+#[derive(Debug)]
+enum Bytes {
+    File { file: File, len: u64 },
+    Memory(&'static [u8]),
+}
+
+/// A piece that stays in a core's second cache, so that looking for NaN costs no second trip to memory.
+const CHUNK: usize = 512 << 10;
+/// Below this a second thread costs more than it brings.
+const PARALLEL_FROM: usize = 4 << 20;
+
+impl Storage {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// It is not there, is no file, or may not be read.
+    pub fn open(path: &Path) -> Result<Self, WeightsError> {
+        let io = |source| WeightsError::Io { path: path.to_owned(), source };
+        let file = File::open(path).map_err(io)?;
+        let meta = file.metadata().map_err(io)?;
+        if !meta.is_file() {
+            return Err(WeightsError::damaged(path, "this is no file"));
+        }
+        Ok(Self { path: path.to_owned(), bytes: Bytes::File { file, len: meta.len() } })
+    }
+
+    /// Bytes in memory; `name` stands for the path in messages.
+    #[must_use]
+    pub fn memory(name: &str, bytes: &'static [u8]) -> Self {
+        Self { path: PathBuf::from(name), bytes: Bytes::Memory(bytes) }
+    }
+
+    /// Where it is, for messages.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Number of bytes.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        match &self.bytes {
+            Bytes::File { len, .. } => *len,
+            Bytes::Memory(bytes) => bytes.len() as u64,
+        }
+    }
+
+    /// Whether there is not a single byte.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Fills `buffer` from `offset` on.
+    ///
+    /// # Errors
+    /// The file ends before, or cannot be read.
+    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), WeightsError> {
+        match &self.bytes {
+            Bytes::File { file, .. } => file
+                .read_exact_at(buffer, offset)
+                .map_err(|source| WeightsError::Io { path: self.path.clone(), source }),
+            Bytes::Memory(bytes) => {
+                let start = usize::try_from(offset).unwrap_or(usize::MAX);
+                let end = start.saturating_add(buffer.len());
+                let found = bytes.get(start..end).ok_or_else(|| WeightsError::damaged(&self.path, "it ends too early"))?;
+                buffer.copy_from_slice(found);
+                Ok(())
+            }
+        }
+    }
+
+    /// Reads `len` bytes of a tensor, on two threads or more if they are many, and refuses numbers that are not finite.
+    ///
+    /// # Errors
+    /// As [`Storage::read_at`], or [`WeightsError::NotFinite`] with the tensor's `name`.
+    pub fn read_tensor(
+        &self,
+        name: &str,
+        stored: StoredType,
+        offset: u64,
+        len: usize,
+    ) -> Result<Vec<u8>, WeightsError> {
+        let mut buffer = vec![0_u8; len];
+        let threads = if len < PARALLEL_FROM { 1 } else { threads() };
+        let share = len.div_ceil(threads).next_multiple_of(CHUNK);
+        let failed = Mutex::new(None);
+        let part = |index: usize, part: &mut [u8]| {
+            let start = offset + (index * share) as u64;
+            if let Err(error) = self.read_part(name, stored, start, part)
+                && let Ok(mut failed) = failed.lock()
+            {
+                *failed = Some(error);
+            }
+        };
+        if threads == 1 {
+            part(0, &mut buffer);
+        } else {
+            thread::scope(|scope| {
+                for (index, bytes) in buffer.chunks_mut(share).enumerate() {
+                    let part = &part;
+                    scope.spawn(move || part(index, bytes));
+                }
+            });
+        }
+        match failed.into_inner().ok().flatten() {
+            Some(error) => Err(error),
+            None => Ok(buffer),
+        }
+    }
+
+    fn read_part(&self, name: &str, stored: StoredType, mut offset: u64, part: &mut [u8]) -> Result<(), WeightsError> {
+        for chunk in part.chunks_mut(CHUNK) {
+            self.read_at(offset, chunk)?;
+            if !all_finite(stored, chunk) {
+                return Err(WeightsError::NotFinite { path: self.path.clone(), name: name.to_owned() });
+            }
+            offset += chunk.len() as u64;
+        }
+        Ok(())
+    }
+}
+
+/// Threads worth using for reading and converting.
+pub(super) fn threads() -> usize {
+    thread::available_parallelism().map_or(1, usize::from).min(8)
+}
+
+/// Whether no number is infinite or NaN. Blocks and integers are taken as they are.
+fn all_finite(stored: StoredType, bytes: &[u8]) -> bool {
+    let below16 = |limit: u16| bytes.as_chunks::<2>().0.iter().fold(0, |m, b| (u16::from_le_bytes(*b) & 0x7fff).max(m)) < limit;
+    match stored {
+        StoredType::F32 => {
+            let most = bytes.as_chunks::<4>().0.iter().fold(0, |m, b| (u32::from_le_bytes(*b) & 0x7fff_ffff).max(m));
+            most < 0x7f80_0000
+        }
+        StoredType::F64 => bytes.as_chunks::<8>().0.iter().all(|b| f64::from_le_bytes(*b).is_finite()),
+        StoredType::F16 => below16(0x7c00),
+        StoredType::Bf16 => below16(0x7f80),
+        StoredType::F8E4M3 => bytes.iter().all(|b| b & 0x7f != 0x7f),
+        StoredType::F8E5M2 => bytes.iter().all(|b| b & 0x7f < 0x7c),
+        StoredType::I64 | StoredType::I32 | StoredType::Ggml(_) | StoredType::Other(_) => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sees_nan_and_infinity_in_every_float_type() {
+        let bad: &[(StoredType, &[u8])] = &[
+            (StoredType::F32, &f32::NAN.to_le_bytes()),
+            (StoredType::F32, &f32::NEG_INFINITY.to_le_bytes()),
+            (StoredType::F64, &f64::NAN.to_le_bytes()),
+            (StoredType::F16, &half::f16::NAN.to_le_bytes()),
+            (StoredType::F16, &half::f16::INFINITY.to_le_bytes()),
+            (StoredType::Bf16, &half::bf16::NAN.to_le_bytes()),
+            (StoredType::F8E4M3, &[0xff]),
+            (StoredType::F8E5M2, &[0x7d]),
+        ];
+        for (stored, bytes) in bad {
+            assert!(!all_finite(*stored, bytes), "{stored:?}");
+        }
+        assert!(all_finite(StoredType::F16, &half::f16::MAX.to_le_bytes()));
+        assert!(all_finite(StoredType::Bf16, &half::bf16::MIN.to_le_bytes()));
+        assert!(all_finite(StoredType::F8E4M3, &[0xfe, 0x7e]));
+    }
+}
