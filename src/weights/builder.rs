@@ -4,9 +4,8 @@ use std::fmt::Display;
 use std::rc::Rc;
 
 use candle_core::{DType, Device, Tensor};
-use half::{bf16, f16};
 
-use super::{RawTensor, StoredType, TensorSource, WeightsError};
+use super::{RawTensor, TensorSource, WeightsError};
 
 /// A view of a [`TensorSource`] below a name prefix, that makes tensors of one device and compute type.
 ///
@@ -111,48 +110,4 @@ impl Weights {
         }
         self.source.read(&name)
     }
-}
-
-impl RawTensor {
-    /// Converts to a tensor of `dtype` (`F32`, `BF16` or `F16`) on `device`; `name` is for the error message.
-    ///
-    /// # Errors
-    /// The stored type is no number type that converts to it.
-    pub fn to_tensor(self, name: &str, dtype: DType, device: &Device) -> Result<Tensor, WeightsError> {
-        let shape = self.shape.clone();
-        let tensor = match (self.stored, dtype) {
-            (StoredType::Bf16, DType::BF16) => {
-                Tensor::from_vec(numbers(&self.bytes, bf16::from_le_bytes), shape, device)?
-            }
-            (StoredType::F16, DType::F16) => Tensor::from_vec(numbers(&self.bytes, f16::from_le_bytes), shape, device)?,
-            _ => Tensor::from_vec(self.to_f32(name)?, shape, &Device::Cpu)?
-                .to_dtype(dtype)?
-                .to_device(device)?,
-        };
-        Ok(tensor)
-    }
-
-    /// The numbers as `f32`, row-major; quantised blocks are expanded.
-    ///
-    /// # Errors
-    /// The stored type is no number type.
-    pub fn to_f32(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
-        let wrong = || WeightsError::Type {
-            name: name.to_owned(),
-            found: format!("{:?}", self.stored),
-        };
-        let bytes = &self.bytes;
-        match self.stored {
-            StoredType::F32 => Ok(numbers(bytes, f32::from_le_bytes)),
-            StoredType::F64 => Ok(numbers(bytes, |b| f64::from_le_bytes(b) as f32)),
-            StoredType::F16 => Ok(numbers(bytes, |b| f16::from_le_bytes(b).to_f32())),
-            StoredType::Bf16 => Ok(numbers(bytes, |b| bf16::from_le_bytes(b).to_f32())),
-            StoredType::F8E4M3 | StoredType::F8E5M2 | StoredType::Ggml(_) => Err(wrong()),
-            StoredType::I64 | StoredType::I32 => Err(wrong()),
-        }
-    }
-}
-
-fn numbers<const N: usize, T>(bytes: &[u8], read: impl Fn([u8; N]) -> T) -> Vec<T> {
-    bytes.as_chunks::<N>().0.iter().map(|chunk| read(*chunk)).collect()
 }

@@ -84,6 +84,9 @@ pub enum WeightsError {
 impl WeightsError {
     /// A damaged file.
     pub(crate) fn damaged(path: &Path, reason: impl Into<String>) -> Self {
-        Self::Damaged { path: path.to_owned(), reason: reason.into() }
+        Self::Damaged {
+            path: path.to_owned(),
+            reason: reason.into(),
+        }
     }
 }

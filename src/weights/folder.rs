@@ -23,17 +23,26 @@ impl Folder {
     /// # Errors
     /// There is no such folder.
     pub fn open(path: &Path, precision: Precision) -> Result<Self, WeightsError> {
-        let meta = std::fs::metadata(path).map_err(|source| WeightsError::Io { path: path.to_owned(), source })?;
+        let meta = std::fs::metadata(path).map_err(|source| WeightsError::Io {
+            path: path.to_owned(),
+            source,
+        })?;
         if !meta.is_dir() {
             return Err(WeightsError::damaged(path, "this is no folder"));
         }
-        Ok(Self { tree: Tree::Disk(path.to_owned()), precision })
+        Ok(Self {
+            tree: Tree::Disk(path.to_owned()),
+            precision,
+        })
     }
 
     /// A folder built into the program.
     #[must_use]
     pub fn built_in(tree: Tree) -> Self {
-        Self { tree, precision: Precision::Full }
+        Self {
+            tree,
+            precision: Precision::Full,
+        }
     }
 
     /// The files.
@@ -63,9 +72,10 @@ impl Folder {
     /// # Errors
     /// It is missing or cannot be read.
     pub fn need(&self, inner: &str) -> Result<String, WeightsError> {
-        self.tree
-            .text(inner)?
-            .ok_or_else(|| WeightsError::NoPart { place: self.tree.path(""), what: format!("`{inner}`") })
+        self.tree.text(inner)?.ok_or_else(|| WeightsError::NoPart {
+            place: self.tree.path(""),
+            what: format!("`{inner}`"),
+        })
     }
 
     /// A component's tensors; only the headers are read.
@@ -90,12 +100,17 @@ impl Folder {
         let storages = names
             .iter()
             .map(|name| {
-                self.tree.storage(&format!("{folder}/{name}")).map_err(|error| match error {
-                    WeightsError::Io { path, source } if source.kind() == std::io::ErrorKind::NotFound => {
-                        WeightsError::NoPart { place: path, what: format!("a part of the {component} weights") }
-                    }
-                    other => other,
-                })
+                self.tree
+                    .storage(&format!("{folder}/{name}"))
+                    .map_err(|error| match error {
+                        WeightsError::Io { path, source } if source.kind() == std::io::ErrorKind::NotFound => {
+                            WeightsError::NoPart {
+                                place: path,
+                                what: format!("a part of the {component} weights"),
+                            }
+                        }
+                        other => other,
+                    })
             })
             .collect::<Result<_, _>>()?;
         let tensors = SafeTensors::from_storages(storages)?;
@@ -132,9 +147,14 @@ impl Folder {
 
     fn nothing_in(&self, folder: &str, names: &[String]) -> WeightsError {
         if let Some(pickle) = names.iter().find(|name| is_pickle(name)) {
-            return WeightsError::Pickle { path: self.tree.path(folder).join(pickle) };
+            return WeightsError::Pickle {
+                path: self.tree.path(folder).join(pickle),
+            };
         }
-        WeightsError::NoPart { place: self.tree.path(folder), what: "a .safetensors file".to_owned() }
+        WeightsError::NoPart {
+            place: self.tree.path(folder),
+            what: "a .safetensors file".to_owned(),
+        }
     }
 
     fn shards(&self, folder: &str, index: &str) -> Result<BTreeMap<String, String>, WeightsError> {
@@ -147,7 +167,9 @@ impl Folder {
         let index: Index = serde_json::from_str(&text).map_err(|e| damaged(format!("cannot be read: {e}")))?;
         for name in index.weight_map.values() {
             if name.contains(['/', '\\']) || !name.ends_with(".safetensors") {
-                return Err(damaged(format!("it names the part `{name}`, which is no safetensors file beside it")));
+                return Err(damaged(format!(
+                    "it names the part `{name}`, which is no safetensors file beside it"
+                )));
             }
         }
         Ok(index.weight_map)
@@ -157,7 +179,9 @@ impl Folder {
 /// Whether a file's name is that of a pickle.
 pub(super) fn is_pickle(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
-    [".ckpt", ".bin", ".pt", ".pth", ".pkl"].iter().any(|end| name.ends_with(end))
+    [".ckpt", ".bin", ".pt", ".pth", ".pkl"]
+        .iter()
+        .any(|end| name.ends_with(end))
 }
 
 /// The files that make up one component.
@@ -176,8 +200,10 @@ pub(super) fn pick(names: &[String], precision: Precision) -> Option<Files> {
     // Other variants (`non_ema`, `openvino`, `fp8`) only when nothing plainer is there.
     let plain = |name: &&String| {
         name.split(['.', '-']).all(|part| {
-            matches!(part, "diffusion_pytorch_model" | "model" | "fp16" | "safetensors" | "index" | "json" | "of")
-                || part.bytes().all(|b| b.is_ascii_digit())
+            matches!(
+                part,
+                "diffusion_pytorch_model" | "model" | "fp16" | "safetensors" | "index" | "json" | "of"
+            ) || part.bytes().all(|b| b.is_ascii_digit())
         })
     };
     let find = |end: fn(&str) -> bool| {
@@ -190,7 +216,11 @@ pub(super) fn pick(names: &[String], precision: Precision) -> Option<Files> {
     match (index, single) {
         (Some(index), Some(single)) => {
             let better = (!plain(&&single), !wanted(&&single)) < (!plain(&&index), !wanted(&&index));
-            Some(if better { Files::One(single) } else { Files::Index(index) })
+            Some(if better {
+                Files::One(single)
+            } else {
+                Files::Index(index)
+            })
         }
         (Some(index), None) => Some(Files::Index(index)),
         (None, Some(single)) => Some(Files::One(single)),
@@ -199,7 +229,10 @@ pub(super) fn pick(names: &[String], precision: Precision) -> Option<Files> {
 }
 
 fn shards_without_index(names: &[String], precision: Precision) -> Option<Files> {
-    let shards: Vec<&String> = names.iter().filter(|n| n.ends_with(".safetensors") && shard_of(n).is_some()).collect();
+    let shards: Vec<&String> = names
+        .iter()
+        .filter(|n| n.ends_with(".safetensors") && shard_of(n).is_some())
+        .collect();
     let half = precision == Precision::Half;
     let (wanted, other): (Vec<&String>, Vec<&String>) = shards.iter().partition(|n| n.contains("fp16") == half);
     let chosen = if wanted.is_empty() { other } else { wanted };
@@ -207,7 +240,12 @@ fn shards_without_index(names: &[String], precision: Precision) -> Option<Files>
     // All of them by name, so that a missing one is named when it is opened.
     let first = chosen.first()?;
     let all = (1..=count)
-        .map(|i| first.replace(&format!("-{:05}-of-", shard_of(first).map_or(1, |s| s.0)), &format!("-{i:05}-of-")))
+        .map(|i| {
+            first.replace(
+                &format!("-{:05}-of-", shard_of(first).map_or(1, |s| s.0)),
+                &format!("-{i:05}-of-"),
+            )
+        })
         .collect();
     Some(Files::Shards(all))
 }
@@ -232,13 +270,19 @@ mod tests {
 
     #[test]
     fn takes_the_variant_that_fits_the_compute_type() {
-        let both = &["diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.safetensors"];
+        let both = &[
+            "diffusion_pytorch_model.fp16.safetensors",
+            "diffusion_pytorch_model.safetensors",
+        ];
         let one = |name: &str| Some(Files::One(name.to_owned()));
         assert_eq!(picked(both, Precision::Half), one(both[0]));
         assert_eq!(picked(both, Precision::Full), one(both[1]));
         assert_eq!(picked(&both[..1], Precision::Full), one(both[0]));
         assert_eq!(picked(&both[1..], Precision::Half), one(both[1]));
-        let ema = &["diffusion_pytorch_model.non_ema.safetensors", "diffusion_pytorch_model.safetensors"];
+        let ema = &[
+            "diffusion_pytorch_model.non_ema.safetensors",
+            "diffusion_pytorch_model.safetensors",
+        ];
         assert_eq!(picked(ema, Precision::Half), one(ema[1]));
     }
 
@@ -250,10 +294,19 @@ mod tests {
             "model-00002-of-00002.safetensors",
             "model.safetensors.index.json",
         ];
-        assert_eq!(picked(names, Precision::Half), Some(Files::Index("model.safetensors.index.json".to_owned())));
+        assert_eq!(
+            picked(names, Precision::Half),
+            Some(Files::Index("model.safetensors.index.json".to_owned()))
+        );
         let with_half = &[names[1], names[3], "model.fp16.safetensors"];
-        assert_eq!(picked(with_half, Precision::Half), Some(Files::One("model.fp16.safetensors".to_owned())));
-        assert_eq!(picked(with_half, Precision::Full), Some(Files::Index("model.safetensors.index.json".to_owned())));
+        assert_eq!(
+            picked(with_half, Precision::Half),
+            Some(Files::One("model.fp16.safetensors".to_owned()))
+        );
+        assert_eq!(
+            picked(with_half, Precision::Full),
+            Some(Files::Index("model.safetensors.index.json".to_owned()))
+        );
         let shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
         let all = Some(Files::Shards(shards.iter().map(|&s| s.to_owned()).collect()));
         assert_eq!(picked(&shards, Precision::Full), all);
@@ -262,7 +315,10 @@ mod tests {
 
     #[test]
     fn takes_no_pickle() {
-        assert_eq!(picked(&["diffusion_pytorch_model.bin", "config.json"], Precision::Full), None);
+        assert_eq!(
+            picked(&["diffusion_pytorch_model.bin", "config.json"], Precision::Full),
+            None
+        );
         assert!(is_pickle("v1-5-pruned.CKPT") && !is_pickle("a.safetensors"));
     }
 }

@@ -41,8 +41,11 @@ const MOST_HEADER: u64 = 100_000_000;
 /// [`WeightsError::Damaged`] says what is wrong with the file.
 pub fn read_header(storage: &Storage) -> Result<Header, WeightsError> {
     let path = storage.path();
-    let damaged = |reason: String| WeightsError::Damaged { path: path.to_owned(), reason };
-    let total = storage.len();
+    let damaged = |reason: String| WeightsError::Damaged {
+        path: path.to_owned(),
+        reason,
+    };
+    let total = storage.size();
     if total < 8 {
         return Err(damaged(format!("it has {total} bytes and is no safetensors file")));
     }
@@ -50,7 +53,9 @@ pub fn read_header(storage: &Storage) -> Result<Header, WeightsError> {
     storage.read_at(0, &mut length)?;
     let length = u64::from_le_bytes(length);
     if length > MOST_HEADER || length < 2 {
-        return Err(damaged(format!("it announces a header of {length} bytes, so it is no safetensors file")));
+        return Err(damaged(format!(
+            "it announces a header of {length} bytes, so it is no safetensors file"
+        )));
     }
     let data = length + 8;
     if data > total {
@@ -63,7 +68,10 @@ pub fn read_header(storage: &Storage) -> Result<Header, WeightsError> {
     let raw: RawHeader =
         serde_json::from_slice(&text).map_err(|error| damaged(format!("its header cannot be read: {error}")))?;
     let tensors = check(raw.tensors, data, total, path)?;
-    Ok(Header { tensors, metadata: raw.metadata })
+    Ok(Header {
+        tensors,
+        metadata: raw.metadata,
+    })
 }
 
 fn check(
@@ -75,7 +83,9 @@ fn check(
     let mut ranges = Vec::with_capacity(raw.len());
     let mut tensors = HashMap::with_capacity(raw.len());
     for (name, entry) in raw {
-        let entry = entry.check(&name, data, total).map_err(|reason| WeightsError::damaged(path, reason))?;
+        let entry = entry
+            .check(&name, data, total)
+            .map_err(|reason| WeightsError::damaged(path, reason))?;
         ranges.push((entry.offset, entry.len as u64, name.clone()));
         if tensors.insert(name.clone(), entry).is_some() {
             return Err(WeightsError::damaged(path, format!("tensor `{name}` is there twice")));
@@ -85,14 +95,24 @@ fn check(
     let mut end = data;
     for (offset, len, name) in ranges {
         if offset != end {
-            let what = if offset < end { "overlaps the tensor before it" } else { "leaves a gap before it" };
-            return Err(WeightsError::damaged(path, format!("the range of tensor `{name}` {what}")));
+            let what = if offset < end {
+                "overlaps the tensor before it"
+            } else {
+                "leaves a gap before it"
+            };
+            return Err(WeightsError::damaged(
+                path,
+                format!("the range of tensor `{name}` {what}"),
+            ));
         }
         end = offset + len;
     }
     if end != total {
         let extra = total - end;
-        return Err(WeightsError::damaged(path, format!("{extra} bytes at its end belong to no tensor")));
+        return Err(WeightsError::damaged(
+            path,
+            format!("{extra} bytes at its end belong to no tensor"),
+        ));
     }
     Ok(tensors)
 }
@@ -135,7 +155,12 @@ impl RawEntry {
         }
         let usize_of = |n: u64| usize::try_from(n).map_err(|_| format!("tensor `{name}` is too big for this machine"));
         let shape = self.shape.iter().map(|&d| usize_of(d)).collect::<Result<_, _>>()?;
-        Ok(Entry { stored, shape, offset: data + start, len: usize_of(end - start)? })
+        Ok(Entry {
+            stored,
+            shape,
+            offset: data + start,
+            len: usize_of(end - start)?,
+        })
     }
 }
 
@@ -185,14 +210,19 @@ impl<'de> Deserialize<'de> for RawHeader {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader, A::Error> {
-                let mut header = RawHeader { tensors: Vec::new(), metadata: BTreeMap::new() };
+                let mut header = RawHeader {
+                    tensors: Vec::new(),
+                    metadata: BTreeMap::new(),
+                };
                 while let Some(name) = map.next_key::<String>()? {
                     if name == "__metadata__" {
                         // Some writers put numbers and lists here, though the format wants texts.
                         let values: BTreeMap<String, serde_json::Value> = map.next_value()?;
                         header.metadata = values.into_iter().map(|(key, value)| (key, text(value))).collect();
                     } else {
-                        let entry = map.next_value().map_err(|e| A::Error::custom(format!("tensor `{name}`: {e}")))?;
+                        let entry = map
+                            .next_value()
+                            .map_err(|e| A::Error::custom(format!("tensor `{name}`: {e}")))?;
                         header.tensors.push((name, entry));
                     }
                 }

@@ -36,12 +36,20 @@ pub enum Layout {
 impl Piece {
     /// The whole tensor as it is.
     pub fn whole(name: impl Into<String>) -> Self {
-        Self { name: name.into(), rows: None, layout: Layout::Same }
+        Self {
+            name: name.into(),
+            rows: None,
+            layout: Layout::Same,
+        }
     }
 
     /// Some rows of a fused tensor.
     pub fn rows(name: impl Into<String>, rows: Range<usize>) -> Self {
-        Self { name: name.into(), rows: Some(rows), layout: Layout::Same }
+        Self {
+            name: name.into(),
+            rows: Some(rows),
+            layout: Layout::Same,
+        }
     }
 
     /// The same piece with another layout.
@@ -91,7 +99,10 @@ impl TensorSource for Mapped {
     }
 
     fn read(&self, name: &str) -> Result<RawTensor, WeightsError> {
-        let piece = self.pieces.get(name).ok_or_else(|| WeightsError::Missing { name: name.to_owned() })?;
+        let piece = self
+            .pieces
+            .get(name)
+            .ok_or_else(|| WeightsError::Missing { name: name.to_owned() })?;
         let raw = match &piece.rows {
             Some(rows) => self.inner.read_rows(&piece.name, rows.clone())?,
             None => self.inner.read(&piece.name)?,
@@ -107,7 +118,11 @@ impl TensorSource for Mapped {
             }
             Layout::Transposed => return transposed(&piece.name, raw, shape),
         };
-        Ok(RawTensor { stored: raw.stored, shape, bytes })
+        Ok(RawTensor {
+            stored: raw.stored,
+            shape,
+            bytes,
+        })
     }
 }
 
@@ -130,7 +145,10 @@ fn laid_out(layout: Layout, mut shape: Vec<usize>) -> Vec<usize> {
 }
 
 fn transposed(name: &str, raw: RawTensor, shape: Vec<usize>) -> Result<RawTensor, WeightsError> {
-    let wrong = || WeightsError::Type { name: name.to_owned(), found: format!("{:?}", raw.stored) };
+    let wrong = || WeightsError::Type {
+        name: name.to_owned(),
+        found: format!("{:?}", raw.stored),
+    };
     let (&[rows, columns], false) = (&raw.shape[..], matches!(raw.stored, StoredType::Ggml(_))) else {
         return Err(wrong());
     };
@@ -142,7 +160,11 @@ fn transposed(name: &str, raw: RawTensor, shape: Vec<usize>) -> Result<RawTensor
             bytes.extend_from_slice(&raw.bytes[at..at + width]);
         }
     }
-    Ok(RawTensor { stored: raw.stored, shape, bytes })
+    Ok(RawTensor {
+        stored: raw.stored,
+        shape,
+        bytes,
+    })
 }
 
 #[cfg(test)]
@@ -161,7 +183,11 @@ mod tests {
         }
 
         fn read(&self, _: &str) -> Result<RawTensor, WeightsError> {
-            Ok(RawTensor { stored: StoredType::F8E4M3, shape: vec![2, 3], bytes: vec![1, 2, 3, 4, 5, 6] })
+            Ok(RawTensor {
+                stored: StoredType::F8E4M3,
+                shape: vec![2, 3],
+                bytes: vec![1, 2, 3, 4, 5, 6],
+            })
         }
     }
 
@@ -176,8 +202,14 @@ mod tests {
     fn lays_out_as_asked() {
         assert_eq!(seen(Piece::whole("x")), (vec![2, 3], vec![1, 2, 3, 4, 5, 6]));
         assert_eq!(seen(Piece::rows("x", 1..2)), (vec![1, 3], vec![4, 5, 6]));
-        assert_eq!(seen(Piece::whole("x").with(Layout::Transposed)), (vec![3, 2], vec![1, 4, 2, 5, 3, 6]));
-        assert_eq!(seen(Piece::whole("x").with(Layout::HalvesSwapped)), (vec![2, 3], vec![4, 5, 6, 1, 2, 3]));
+        assert_eq!(
+            seen(Piece::whole("x").with(Layout::Transposed)),
+            (vec![3, 2], vec![1, 4, 2, 5, 3, 6])
+        );
+        assert_eq!(
+            seen(Piece::whole("x").with(Layout::HalvesSwapped)),
+            (vec![2, 3], vec![4, 5, 6, 1, 2, 3])
+        );
         assert_eq!(seen(Piece::whole("x").with(Layout::Unsqueezed)).0, vec![2, 3, 1, 1]);
     }
 

@@ -4,6 +4,7 @@
 //! [`TensorSource`] that answers to diffusers' names, and [`Weights`] is what a model's constructor asks.
 
 mod builder;
+mod convert;
 mod error;
 mod folder;
 mod header;

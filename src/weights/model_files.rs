@@ -28,7 +28,13 @@ pub enum Component {
 
 impl Component {
     /// Every one.
-    pub const ALL: &[Self] = &[Self::Unet, Self::Transformer, Self::Vae, Self::TextEncoder, Self::TextEncoder2];
+    pub const ALL: &[Self] = &[
+        Self::Unet,
+        Self::Transformer,
+        Self::Vae,
+        Self::TextEncoder,
+        Self::TextEncoder2,
+    ];
 
     /// Name of its folder in diffusers' layout.
     #[must_use]
@@ -106,7 +112,13 @@ impl ModelFiles {
         for &component in Component::ALL {
             if folder.has(component)? {
                 let config = folder.config(component)?;
-                parts.insert(component, Part { config, tensors: folder.component(component)? });
+                parts.insert(
+                    component,
+                    Part {
+                        config,
+                        tensors: folder.component(component)?,
+                    },
+                );
             }
         }
         let root = tree.path("");
@@ -116,13 +128,19 @@ impl ModelFiles {
         }
         for needed in [Component::Vae, Component::TextEncoder] {
             if !parts.contains_key(&needed) {
-                return Err(WeightsError::NoPart { place: root, what: format!("the folder `{needed}`") });
+                return Err(WeightsError::NoPart {
+                    place: root,
+                    what: format!("the folder `{needed}`"),
+                });
             }
         }
         let model_index = model_index.unwrap_or_else(|| "{}".to_owned());
         let family = family_of(&root, &model_index, &parts)?;
         if (family.is_flux() || family == Family::Sdxl) && !parts.contains_key(&Component::TextEncoder2) {
-            return Err(WeightsError::NoPart { place: root, what: "the folder `text_encoder_2`".to_owned() });
+            return Err(WeightsError::NoPart {
+                place: root,
+                what: "the folder `text_encoder_2`".to_owned(),
+            });
         }
         Ok(Self {
             source: root.to_string_lossy().into_owned(),
@@ -187,7 +205,9 @@ impl ModelFiles {
     /// # Errors
     /// There is none.
     pub fn tokenizer(&self) -> Result<&TokenizerFiles, WeightsError> {
-        self.tokenizer.as_ref().ok_or_else(|| self.no_part("the tokenizer (folder `tokenizer`)"))
+        self.tokenizer
+            .as_ref()
+            .ok_or_else(|| self.no_part("the tokenizer (folder `tokenizer`)"))
     }
 
     /// The tokenizer of the second text encoder.
@@ -201,32 +221,48 @@ impl ModelFiles {
     }
 
     fn part(&self, component: Component) -> Result<&Part, WeightsError> {
-        self.parts.get(&component).ok_or_else(|| self.no_part(&format!("the component `{component}`")))
+        self.parts
+            .get(&component)
+            .ok_or_else(|| self.no_part(&format!("the component `{component}`")))
     }
 
     fn no_part(&self, what: &str) -> WeightsError {
-        WeightsError::NoPart { place: self.source.clone().into(), what: what.to_owned() }
+        WeightsError::NoPart {
+            place: self.source.clone().into(),
+            what: what.to_owned(),
+        }
     }
 }
 
 /// The family of a folder, from its configurations.
 fn family_of(root: &Path, model_index: &str, parts: &BTreeMap<Component, Part>) -> Result<Family, WeightsError> {
     let json = |component| -> Value {
-        parts.get(&component).and_then(|p| serde_json::from_str(&p.config).ok()).unwrap_or_default()
+        parts
+            .get(&component)
+            .and_then(|p| serde_json::from_str(&p.config).ok())
+            .unwrap_or_default()
     };
-    let unknown = |found: String| WeightsError::Unrecognised { path: root.to_owned(), found };
+    let unknown = |found: String| WeightsError::Unrecognised {
+        path: root.to_owned(),
+        found,
+    };
     if parts.contains_key(&Component::Transformer) {
         let config = json(Component::Transformer);
         return match config["_class_name"].as_str() {
             Some("FluxTransformer2DModel") if config["guidance_embeds"] == true => Ok(Family::FluxDev),
             Some("FluxTransformer2DModel") => Ok(Family::FluxSchnell),
-            other => Err(unknown(format!("its transformer is of class {}", other.unwrap_or("(none)")))),
+            other => Err(unknown(format!(
+                "its transformer is of class {}",
+                other.unwrap_or("(none)")
+            ))),
         };
     }
     if !parts.contains_key(&Component::Unet) {
         let index: Value = serde_json::from_str(model_index).unwrap_or_default();
         let class = index["_class_name"].as_str().unwrap_or("(none)");
-        return Err(unknown(format!("it has neither a `unet` nor a `transformer` folder; its pipeline is {class}")));
+        return Err(unknown(format!(
+            "it has neither a `unet` nor a `transformer` folder; its pipeline is {class}"
+        )));
     }
     let unet = json(Component::Unet);
     if unet["addition_embed_type"] == "text_time" {

@@ -30,7 +30,12 @@ impl SafeTensors {
     /// # Errors
     /// As [`SafeTensors::open`]; a tensor is in two of them.
     pub fn open_all<P: AsRef<Path>>(paths: &[P]) -> Result<Self, WeightsError> {
-        Self::from_storages(paths.iter().map(|p| Storage::open(p.as_ref())).collect::<Result<_, _>>()?)
+        Self::from_storages(
+            paths
+                .iter()
+                .map(|p| Storage::open(p.as_ref()))
+                .collect::<Result<_, _>>()?,
+        )
     }
 
     /// A file built into the program; `name` stands for its path in messages.
@@ -54,7 +59,11 @@ impl SafeTensors {
                 }
             }
         }
-        Ok(Self { files, tensors, metadata })
+        Ok(Self {
+            files,
+            tensors,
+            metadata,
+        })
     }
 
     /// The free texts that the writer put into the header.
@@ -82,13 +91,19 @@ impl TensorSource for SafeTensors {
     }
 
     fn describe(&self, name: &str) -> Option<(Vec<usize>, StoredType)> {
-        self.tensors.get(name).map(|(_, entry)| (entry.shape.clone(), entry.stored))
+        self.tensors
+            .get(name)
+            .map(|(_, entry)| (entry.shape.clone(), entry.stored))
     }
 
     fn read(&self, name: &str) -> Result<RawTensor, WeightsError> {
         let (file, entry) = self.entry(name)?;
         let bytes = file.read_tensor(name, entry.stored, entry.offset, entry.len)?;
-        Ok(RawTensor { stored: entry.stored, shape: entry.shape.clone(), bytes })
+        Ok(RawTensor {
+            stored: entry.stored,
+            shape: entry.shape.clone(),
+            bytes,
+        })
     }
 
     fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<RawTensor, WeightsError> {
@@ -96,6 +111,10 @@ impl TensorSource for SafeTensors {
         let (shape, bytes) = super::source::row_range(name, &entry.shape, entry.len, &rows)?;
         let offset = entry.offset + bytes.start as u64;
         let bytes = file.read_tensor(name, entry.stored, offset, bytes.len())?;
-        Ok(RawTensor { stored: entry.stored, shape, bytes })
+        Ok(RawTensor {
+            stored: entry.stored,
+            shape,
+            bytes,
+        })
     }
 }

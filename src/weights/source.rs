@@ -66,7 +66,11 @@ pub trait TensorSource {
     fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<RawTensor, WeightsError> {
         let whole = self.read(name)?;
         let (shape, range) = row_range(name, &whole.shape, whole.bytes.len(), &rows)?;
-        Ok(RawTensor { stored: whole.stored, shape, bytes: whole.bytes[range].to_vec() })
+        Ok(RawTensor {
+            stored: whole.stored,
+            shape,
+            bytes: whole.bytes[range].to_vec(),
+        })
     }
 }
 

@@ -32,19 +32,28 @@ impl Storage {
     /// # Errors
     /// It is not there, is no file, or may not be read.
     pub fn open(path: &Path) -> Result<Self, WeightsError> {
-        let io = |source| WeightsError::Io { path: path.to_owned(), source };
+        let io = |source| WeightsError::Io {
+            path: path.to_owned(),
+            source,
+        };
         let file = File::open(path).map_err(io)?;
         let meta = file.metadata().map_err(io)?;
         if !meta.is_file() {
             return Err(WeightsError::damaged(path, "this is no file"));
         }
-        Ok(Self { path: path.to_owned(), bytes: Bytes::File { file, len: meta.len() } })
+        Ok(Self {
+            path: path.to_owned(),
+            bytes: Bytes::File { file, len: meta.len() },
+        })
     }
 
     /// Bytes in memory; `name` stands for the path in messages.
     #[must_use]
     pub fn memory(name: &str, bytes: &'static [u8]) -> Self {
-        Self { path: PathBuf::from(name), bytes: Bytes::Memory(bytes) }
+        Self {
+            path: PathBuf::from(name),
+            bytes: Bytes::Memory(bytes),
+        }
     }
 
     /// Where it is, for messages.
@@ -55,17 +64,11 @@ impl Storage {
 
     /// Number of bytes.
     #[must_use]
-    pub fn len(&self) -> u64 {
+    pub fn size(&self) -> u64 {
         match &self.bytes {
             Bytes::File { len, .. } => *len,
             Bytes::Memory(bytes) => bytes.len() as u64,
         }
-    }
-
-    /// Whether there is not a single byte.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// Fills `buffer` from `offset` on.
@@ -74,13 +77,16 @@ impl Storage {
     /// The file ends before, or cannot be read.
     pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), WeightsError> {
         match &self.bytes {
-            Bytes::File { file, .. } => file
-                .read_exact_at(buffer, offset)
-                .map_err(|source| WeightsError::Io { path: self.path.clone(), source }),
+            Bytes::File { file, .. } => file.read_exact_at(buffer, offset).map_err(|source| WeightsError::Io {
+                path: self.path.clone(),
+                source,
+            }),
             Bytes::Memory(bytes) => {
                 let start = usize::try_from(offset).unwrap_or(usize::MAX);
                 let end = start.saturating_add(buffer.len());
-                let found = bytes.get(start..end).ok_or_else(|| WeightsError::damaged(&self.path, "it ends too early"))?;
+                let found = bytes
+                    .get(start..end)
+                    .ok_or_else(|| WeightsError::damaged(&self.path, "it ends too early"))?;
                 buffer.copy_from_slice(found);
                 Ok(())
             }
@@ -130,7 +136,10 @@ impl Storage {
         for chunk in part.chunks_mut(CHUNK) {
             self.read_at(offset, chunk)?;
             if !all_finite(stored, chunk) {
-                return Err(WeightsError::NotFinite { path: self.path.clone(), name: name.to_owned() });
+                return Err(WeightsError::NotFinite {
+                    path: self.path.clone(),
+                    name: name.to_owned(),
+                });
             }
             offset += chunk.len() as u64;
         }
@@ -145,13 +154,28 @@ pub(super) fn threads() -> usize {
 
 /// Whether no number is infinite or NaN. Blocks and integers are taken as they are.
 fn all_finite(stored: StoredType, bytes: &[u8]) -> bool {
-    let below16 = |limit: u16| bytes.as_chunks::<2>().0.iter().fold(0, |m, b| (u16::from_le_bytes(*b) & 0x7fff).max(m)) < limit;
+    let below16 = |limit: u16| {
+        bytes
+            .as_chunks::<2>()
+            .0
+            .iter()
+            .fold(0, |m, b| (u16::from_le_bytes(*b) & 0x7fff).max(m))
+            < limit
+    };
     match stored {
         StoredType::F32 => {
-            let most = bytes.as_chunks::<4>().0.iter().fold(0, |m, b| (u32::from_le_bytes(*b) & 0x7fff_ffff).max(m));
+            let most = bytes
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .fold(0, |m, b| (u32::from_le_bytes(*b) & 0x7fff_ffff).max(m));
             most < 0x7f80_0000
         }
-        StoredType::F64 => bytes.as_chunks::<8>().0.iter().all(|b| f64::from_le_bytes(*b).is_finite()),
+        StoredType::F64 => bytes
+            .as_chunks::<8>()
+            .0
+            .iter()
+            .all(|b| f64::from_le_bytes(*b).is_finite()),
         StoredType::F16 => below16(0x7c00),
         StoredType::Bf16 => below16(0x7f80),
         StoredType::F8E4M3 => bytes.iter().all(|b| b & 0x7f != 0x7f),

@@ -38,7 +38,10 @@ impl Tree {
         let mut names: Vec<String> = match self {
             Self::Disk(root) => {
                 let path = root.join(folder);
-                let io = |source| WeightsError::Io { path: path.clone(), source };
+                let io = |source| WeightsError::Io {
+                    path: path.clone(),
+                    source,
+                };
                 match fs::read_dir(&path) {
                     Ok(entries) => entries
                         .map(|entry| Ok(entry.map_err(io)?.file_name().to_string_lossy().into_owned()))
@@ -73,9 +76,10 @@ impl Tree {
                     Err(source) => Err(WeightsError::Io { path, source }),
                 }
             }
-            Self::Memory { files, .. } => {
-                Ok(files.iter().find(|(path, _)| *path == inner).map(|(_, bytes)| bytes.to_vec()))
-            }
+            Self::Memory { files, .. } => Ok(files
+                .iter()
+                .find(|(path, _)| *path == inner)
+                .map(|(_, bytes)| bytes.to_vec())),
         }
     }
 
@@ -84,8 +88,11 @@ impl Tree {
     /// # Errors
     /// The file cannot be read or is no text.
     pub fn text(&self, inner: &str) -> Result<Option<String>, WeightsError> {
-        let Some(bytes) = self.read(inner)? else { return Ok(None) };
-        let text = String::from_utf8(bytes).map_err(|_| WeightsError::damaged(&self.path(inner), "it is no UTF-8 text"))?;
+        let Some(bytes) = self.read(inner)? else {
+            return Ok(None);
+        };
+        let text =
+            String::from_utf8(bytes).map_err(|_| WeightsError::damaged(&self.path(inner), "it is no UTF-8 text"))?;
         Ok(Some(text))
     }
 

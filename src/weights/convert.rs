@@ -1,0 +1,278 @@
+//! From a file's bytes to numbers of the compute type, on every core.
+
+use std::borrow::Cow;
+use std::sync::LazyLock;
+use std::thread;
+
+use candle_core::quantized::{GgmlDType, QStorage, QTensor};
+use candle_core::{DType, Device, Tensor};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
+use super::storage::threads;
+use super::{RawTensor, StoredType, WeightsError};
+
+/// Numbers converted at a time: they stay in the first cache.
+const CHUNK: usize = 2048;
+/// Numbers from which on a second thread is worth its start.
+const PARALLEL_FROM: usize = 1 << 20;
+
+impl RawTensor {
+    /// Converts to a tensor of `dtype` (`F32`, `BF16` or `F16`) on `device`; `name` is for the error message.
+    ///
+    /// # Errors
+    /// The stored type is no number type, or `dtype` is no compute type.
+    pub fn to_tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor, WeightsError> {
+        let shape = self.shape.clone();
+        let count = shape.iter().product();
+        let tensor = match (self.stored, dtype) {
+            (StoredType::Bf16, DType::BF16) => Tensor::from_vec(
+                filled(count, bf16::ZERO, |at, out| {
+                    copy(&self.bytes, at, out, bf16::from_le_bytes)
+                }),
+                shape,
+                device,
+            )?,
+            (StoredType::F16, DType::F16) => Tensor::from_vec(
+                filled(count, f16::ZERO, |at, out| {
+                    copy(&self.bytes, at, out, f16::from_le_bytes)
+                }),
+                shape,
+                device,
+            )?,
+            (StoredType::Ggml(_), _) => Tensor::from_vec(self.to_f32(name)?, shape, &Device::Cpu)?
+                .to_dtype(dtype)?
+                .to_device(device)?,
+            (_, DType::F32) => Tensor::from_vec(self.to_f32(name)?, shape, device)?,
+            (stored, DType::BF16) => {
+                let width = float_width(stored).ok_or_else(|| self.wrong(name))?;
+                let make =
+                    |at: usize, out: &mut [bf16]| self.narrow(width, at, out, |f| bf16::from_bits(round_bf16(f)));
+                Tensor::from_vec(filled(count, bf16::ZERO, make), shape, device)?
+            }
+            (stored, DType::F16) => {
+                let width = float_width(stored).ok_or_else(|| self.wrong(name))?;
+                let make = |at: usize, out: &mut [f16]| self.narrow(width, at, out, f16::from_f32);
+                Tensor::from_vec(filled(count, f16::ZERO, make), shape, device)?
+            }
+            _ => return Err(self.wrong(name)),
+        };
+        Ok(tensor)
+    }
+
+    /// The numbers as `f32`, row-major; quantised blocks are expanded.
+    ///
+    /// # Errors
+    /// The stored type is no number type.
+    pub fn to_f32(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
+        if let StoredType::Ggml(kind) = self.stored {
+            return expand(kind, &self.bytes, &self.shape);
+        }
+        let width = float_width(self.stored).ok_or_else(|| self.wrong(name))?;
+        let make = |at: usize, out: &mut [f32]| {
+            let bytes = &self.bytes[at * width..(at + out.len()) * width];
+            widen(self.stored, bytes, out);
+        };
+        Ok(filled(self.shape.iter().product(), 0.0, make))
+    }
+
+    /// The GGUF blocks as candle's quantised tensor; `None` if it is stored as plain numbers.
+    ///
+    /// # Errors
+    /// The blocks do not fit the shape.
+    pub fn to_blocks(&self, device: &Device) -> Result<Option<QTensor>, WeightsError> {
+        let StoredType::Ggml(kind) = self.stored else {
+            return Ok(None);
+        };
+        check_blocks(kind, &self.bytes, &self.shape)?;
+        let storage = QStorage::from_data(Cow::Borrowed(&self.bytes), device, kind)?;
+        Ok(Some(QTensor::new(storage, self.shape.clone())?))
+    }
+
+    fn narrow<T>(&self, width: usize, at: usize, out: &mut [T], write: impl Fn(f32) -> T) {
+        let mut buffer = [0_f32; CHUNK];
+        let bytes = &self.bytes[at * width..(at + out.len()) * width];
+        for (bytes, out) in bytes.chunks(CHUNK * width).zip(out.chunks_mut(CHUNK)) {
+            let buffer = &mut buffer[..out.len()];
+            widen(self.stored, bytes, buffer);
+            for (out, number) in out.iter_mut().zip(buffer) {
+                *out = write(*number);
+            }
+        }
+    }
+
+    fn wrong(&self, name: &str) -> WeightsError {
+        WeightsError::Type {
+            name: name.to_owned(),
+            found: format!("{:?}", self.stored),
+        }
+    }
+}
+
+/// A vector whose parts are made by several threads if it is long; `make` gets the index of a part's first number.
+fn filled<T: Copy + Send>(count: usize, zero: T, make: impl Fn(usize, &mut [T]) + Sync) -> Vec<T> {
+    let mut numbers = vec![zero; count];
+    if count < PARALLEL_FROM {
+        make(0, &mut numbers);
+        return numbers;
+    }
+    let share = count.div_ceil(threads()).next_multiple_of(CHUNK);
+    thread::scope(|scope| {
+        for (index, part) in numbers.chunks_mut(share).enumerate() {
+            let make = &make;
+            scope.spawn(move || make(index * share, part));
+        }
+    });
+    numbers
+}
+
+fn copy<const N: usize, T>(bytes: &[u8], at: usize, out: &mut [T], read: impl Fn([u8; N]) -> T) {
+    let (numbers, _) = bytes[at * N..(at + out.len()) * N].as_chunks::<N>();
+    for (out, number) in out.iter_mut().zip(numbers) {
+        *out = read(*number);
+    }
+}
+
+/// Bytes of one number, for the types that [`widen`] knows.
+fn float_width(stored: StoredType) -> Option<usize> {
+    match stored {
+        StoredType::F64 => Some(8),
+        StoredType::F32 => Some(4),
+        StoredType::F16 | StoredType::Bf16 => Some(2),
+        StoredType::F8E4M3 | StoredType::F8E5M2 => Some(1),
+        StoredType::I64 | StoredType::I32 | StoredType::Ggml(_) | StoredType::Other(_) => None,
+    }
+}
+
+fn widen(stored: StoredType, bytes: &[u8], out: &mut [f32]) {
+    match stored {
+        StoredType::F64 => copy(bytes, 0, out, |b| f64::from_le_bytes(b) as f32),
+        StoredType::F32 => copy(bytes, 0, out, f32::from_le_bytes),
+        StoredType::Bf16 => copy(bytes, 0, out, |b| {
+            f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)
+        }),
+        StoredType::F16 => {
+            let mut halves = [f16::ZERO; CHUNK];
+            for (bytes, out) in bytes.chunks(CHUNK * 2).zip(out.chunks_mut(CHUNK)) {
+                let halves = &mut halves[..out.len()];
+                copy(bytes, 0, halves, f16::from_le_bytes);
+                halves.convert_to_f32_slice(out);
+            }
+        }
+        StoredType::F8E4M3 => look_up(&E4M3, bytes, out),
+        StoredType::F8E5M2 => look_up(&E5M2, bytes, out),
+        StoredType::I64 | StoredType::I32 | StoredType::Ggml(_) | StoredType::Other(_) => {}
+    }
+}
+
+fn look_up(table: &[f32; 256], bytes: &[u8], out: &mut [f32]) {
+    for (out, byte) in out.iter_mut().zip(bytes) {
+        *out = table[usize::from(*byte)];
+    }
+}
+
+/// Round to nearest, ties to even; for finite numbers, as files are checked to have.
+fn round_bf16(number: f32) -> u16 {
+    let bits = number.to_bits();
+    ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16
+}
+
+/// float8_e4m3fn: bias 7, no infinity, all ones is NaN.
+static E4M3: LazyLock<[f32; 256]> = LazyLock::new(|| {
+    std::array::from_fn(|bits| {
+        let (sign, exponent, mantissa) = (bits >> 7, (bits >> 3) & 15, (bits & 7) as f32);
+        let size = match (exponent, bits & 7) {
+            (15, 7) => f32::NAN,
+            (0, _) => mantissa / 8.0 * 2_f32.powi(-6),
+            _ => (1.0 + mantissa / 8.0) * 2_f32.powi(exponent as i32 - 7),
+        };
+        if sign == 1 { -size } else { size }
+    })
+});
+
+/// float8_e5m2: the upper half of an IEEE half.
+static E5M2: LazyLock<[f32; 256]> =
+    LazyLock::new(|| std::array::from_fn(|bits| f16::from_bits((bits as u16) << 8).to_f32()));
+
+fn check_blocks(kind: GgmlDType, bytes: &[u8], shape: &[usize]) -> Result<(), WeightsError> {
+    let count: usize = shape.iter().product();
+    let fits = count.is_multiple_of(kind.block_size()) && bytes.len() == count / kind.block_size() * kind.type_size();
+    if fits {
+        return Ok(());
+    }
+    Err(WeightsError::Type {
+        name: format!("{kind:?} of shape {shape:?}"),
+        found: format!("{} bytes", bytes.len()),
+    })
+}
+
+fn expand(kind: GgmlDType, bytes: &[u8], shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
+    check_blocks(kind, bytes, shape)?;
+    let storage = QStorage::from_data(Cow::Borrowed(bytes), &Device::Cpu, kind)?;
+    let tensor = QTensor::new(storage, shape.to_vec())?.dequantize(&Device::Cpu)?;
+    Ok(tensor.flatten_all()?.to_vec1()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raw(stored: StoredType, shape: &[usize], bytes: Vec<u8>) -> RawTensor {
+        RawTensor {
+            stored,
+            shape: shape.to_vec(),
+            bytes,
+        }
+    }
+
+    #[test]
+    fn float8_tables_hold_the_known_values() {
+        // torch.tensor(bits, dtype=torch.uint8).view(torch.float8_e4m3fn).float() and the same for float8_e5m2.
+        assert_eq!(
+            [0x00, 0x01, 0x08, 0x38, 0x7e, 0xb8].map(|b: usize| E4M3[b]),
+            [0.0, 0.001953125, 0.015625, 1.0, 448.0, -1.0]
+        );
+        assert!(E4M3[0x7f].is_nan());
+        assert_eq!(
+            [0x01, 0x3c, 0x7b, 0xc2].map(|b: usize| E5M2[b]),
+            [1.5258789e-05, 1.0, 57344.0, -3.0]
+        );
+    }
+
+    #[test]
+    fn long_tensors_come_out_like_short_ones() {
+        let count = PARALLEL_FROM + 12345;
+        let numbers: Vec<f32> = (0..count).map(|i| (i as f32 - 500_000.0) * 1.0e-3).collect();
+        let bytes: Vec<u8> = numbers.iter().flat_map(|f| f16::from_f32(*f).to_le_bytes()).collect();
+        let tensor = raw(StoredType::F16, &[count], bytes);
+        let wide = tensor.to_f32("x").unwrap();
+        assert!(wide.iter().zip(&numbers).all(|(a, b)| *a == f16::from_f32(*b).to_f32()));
+        let narrow = tensor
+            .to_tensor("x", DType::BF16, &Device::Cpu)
+            .unwrap()
+            .to_vec1::<bf16>()
+            .unwrap();
+        assert!(narrow.iter().zip(&wide).all(|(a, b)| *a == bf16::from_f32(*b)));
+        let same = tensor
+            .to_tensor("x", DType::F16, &Device::Cpu)
+            .unwrap()
+            .to_vec1::<f16>()
+            .unwrap();
+        assert!(same.iter().zip(&wide).all(|(a, b)| a.to_f32() == *b));
+    }
+
+    #[test]
+    fn integers_and_misfit_blocks_are_refused() {
+        let ints = raw(StoredType::I64, &[1], vec![0; 8]);
+        assert!(matches!(
+            ints.to_tensor("ids", DType::F32, &Device::Cpu),
+            Err(WeightsError::Type { .. })
+        ));
+        assert!(matches!(
+            ints.to_tensor("ids", DType::BF16, &Device::Cpu),
+            Err(WeightsError::Type { .. })
+        ));
+        let blocks = raw(StoredType::Ggml(GgmlDType::Q4_0), &[2, 32], vec![0; 18]);
+        assert!(blocks.to_f32("x").is_err() && blocks.to_blocks(&Device::Cpu).is_err());
+    }
+}
