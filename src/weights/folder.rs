@@ -130,19 +130,24 @@ impl Folder {
     /// # Errors
     /// A file cannot be read, or only a part of it is there.
     pub fn tokenizer(&self, folder: &str) -> Result<Option<TokenizerFiles>, WeightsError> {
-        if let Some(bytes) = self.tree.read(&format!("{folder}/tokenizer.json"))? {
-            return Ok(Some(TokenizerFiles::Json(bytes)));
+        let mut files = BTreeMap::new();
+        for &name in TokenizerFiles::NAMES {
+            if let Some(bytes) = self.tree.read(&format!("{folder}/{name}"))? {
+                files.insert(name.to_owned(), bytes);
+            }
         }
-        let vocab = self.tree.text(&format!("{folder}/vocab.json"))?;
-        let merges = self.tree.text(&format!("{folder}/merges.txt"))?;
-        match (vocab, merges) {
-            (Some(vocab), Some(merges)) => Ok(Some(TokenizerFiles::Clip { vocab, merges })),
-            (None, None) if self.tree.list(folder)?.is_empty() => Ok(None),
-            _ => Err(WeightsError::NoPart {
-                place: self.tree.path(folder),
-                what: "`tokenizer.json` (or `vocab.json` with `merges.txt`)".to_owned(),
-            }),
+        let complete = files.contains_key("tokenizer.json")
+            || (files.contains_key("vocab.json") && files.contains_key("merges.txt"));
+        if complete {
+            return Ok(Some(TokenizerFiles::Files(files)));
         }
+        if self.tree.list(folder)?.is_empty() {
+            return Ok(None);
+        }
+        Err(WeightsError::NoPart {
+            place: self.tree.path(folder),
+            what: "`tokenizer.json` (or `vocab.json` with `merges.txt`)".to_owned(),
+        })
     }
 
     fn nothing_in(&self, folder: &str, names: &[String]) -> WeightsError {

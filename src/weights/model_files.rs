@@ -68,15 +68,31 @@ pub enum Precision {
 /// The files that a tokenizer is made from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TokenizerFiles {
-    /// `tokenizer.json` of the tokenizers library.
-    Json(Vec<u8>),
-    /// CLIP's `vocab.json` and `merges.txt`.
-    Clip {
-        /// Token to number, as JSON.
-        vocab: String,
-        /// One merge a line, after a line with the version.
-        merges: String,
-    },
+    /// Content by file name: `tokenizer.json`, or `vocab.json` and `merges.txt`, with `tokenizer_config.json` and
+    /// `special_tokens_map.json` where there are any.
+    Files(BTreeMap<String, Vec<u8>>),
+    /// CLIP's vocabulary that the crate ships, for files that bring none.
+    BuiltInClip,
+}
+
+impl TokenizerFiles {
+    /// Names of the files that are looked for.
+    pub(super) const NAMES: &[&str] = &[
+        "tokenizer.json",
+        "vocab.json",
+        "merges.txt",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+    ];
+
+    /// A file's content; `None` if there is no such file.
+    #[must_use]
+    pub fn read(&self, name: &str) -> Option<Vec<u8>> {
+        match self {
+            Self::Files(files) => files.get(name).cloned(),
+            Self::BuiltInClip => None,
+        }
+    }
 }
 
 /// A component's configuration and tensors.
