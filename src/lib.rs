@@ -28,5 +28,6 @@ pub mod domain;
 pub mod models;
 pub mod ops;
 pub mod pipeline;
+pub mod schedulers;
 pub mod settings;
 pub mod weights;

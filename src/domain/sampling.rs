@@ -223,6 +223,15 @@ impl Schedule {
         Self::DdimUniform,
     ];
 
+    /// The schedules of flow-matching models (FLUX).
+    pub const FLOW: &[Self] = &[
+        Self::Default,
+        Self::Karras,
+        Self::Exponential,
+        Self::SgmUniform,
+        Self::Linspace,
+    ];
+
     /// The name used in requests and answers.
     #[must_use]
     pub fn name(self) -> &'static str {
