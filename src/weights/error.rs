@@ -76,6 +76,14 @@ pub enum WeightsError {
         /// What was found in it.
         found: String,
     },
+    /// A text that names no model.
+    #[error("`{text}` is no preset, no path that is there, and no hub id (owner/name[@revision]); presets: {presets}")]
+    UnknownModel {
+        /// What was written.
+        text: String,
+        /// The presets.
+        presets: String,
+    },
     /// candle refused an operation on a weight.
     #[error("weights: {0}")]
     Tensor(#[from] candle_core::Error),
