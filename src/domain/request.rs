@@ -42,6 +42,20 @@ pub enum OperationKind {
     ImageInpaint,
 }
 
+impl OperationKind {
+    /// Every kind.
+    pub const ALL: [Self; 3] = [Self::ImageGeneration, Self::ImageTransform, Self::ImageInpaint];
+
+    /// The name on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ImageGeneration => "image_generation",
+            Self::ImageTransform => "image_transform",
+            Self::ImageInpaint => "image_inpaint",
+        }
+    }
+}
+
 impl Operation {
     /// The kind of this operation.
     pub fn kind(&self) -> OperationKind {
