@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{RawTensor, TensorSource, WeightsError};
+use super::{LayerTable, RawTensor, TensorSource, WeightsError};
 
 /// A view of a [`TensorSource`] below a name prefix, that makes tensors of one device and compute type.
 ///
@@ -19,6 +19,7 @@ pub struct Weights {
     prefix: String,
     device: Device,
     dtype: DType,
+    layers: Rc<LayerTable>,
 }
 
 impl Weights {
@@ -29,6 +30,7 @@ impl Weights {
             prefix: String::new(),
             device,
             dtype,
+            layers: Rc::default(),
         }
     }
 
@@ -52,6 +54,16 @@ impl Weights {
         } else {
             format!("{}.{name}", self.prefix)
         }
+    }
+
+    /// The prefix: the full name of the layer that is being loaded.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// The layers that were loaded from these weights so far; shared by every view of them.
+    pub fn layers(&self) -> &Rc<LayerTable> {
+        &self.layers
     }
 
     /// Device of the tensors.

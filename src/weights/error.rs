@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+/// What loading a layer or a model's part gives.
+pub type LoadResult<T> = Result<T, WeightsError>;
+
 /// Errors of finding, reading and preparing weights. Each message says what was found and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum WeightsError {

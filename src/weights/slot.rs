@@ -1,0 +1,266 @@
+//! Where a layer keeps its weight, so that a LoRA can change it and give it back.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{DType, Device, Result, Tensor};
+
+/// A layer's weight in the form that it is computed with. Cheap to clone: the numbers are shared.
+#[derive(Clone, Debug)]
+pub enum Weight {
+    /// Plain numbers, in the layout of [`SlotLayout`].
+    Dense(Tensor),
+    /// Blocks of GGUF as stored, always `(out, in)`.
+    Quantised(Arc<QTensor>),
+}
+
+/// How the numbers of a weight lie in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlotLayout {
+    /// As in the file: `(out, in)` of a linear layer.
+    AsStored,
+    /// `(out, kh, kw, in)`, turned from the file's `(out, in, kh, kw)`: what a convolution over NHWC reads in order.
+    ConvNhwc,
+}
+
+impl SlotLayout {
+    fn turn(self, stored: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::AsStored => stored.contiguous(),
+            Self::ConvNhwc => stored.permute((0, 2, 3, 1))?.contiguous(),
+        }
+    }
+
+    fn turn_back(self, held: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::AsStored => Ok(held.clone()),
+            Self::ConvNhwc => held.permute((0, 3, 1, 2))?.contiguous(),
+        }
+    }
+}
+
+/// A product beside a weight: the layer adds `scale * up(down(x))` to its output.
+#[derive(Clone, Debug)]
+pub struct Side {
+    /// `(rank, in)`, in the compute type.
+    pub down: Tensor,
+    /// `(out, rank)`, in the compute type.
+    pub up: Tensor,
+    /// Multiplier.
+    pub scale: f64,
+}
+
+#[derive(Debug)]
+struct State {
+    current: Weight,
+    /// What the file had, while `current` is a patched copy.
+    original: Option<Weight>,
+    sides: Vec<Side>,
+}
+
+/// The weight of one `Linear` or `Conv2d`. Shared between the layer and the [`super::LayerTable`] through an `Rc`: the
+/// model and its LoRAs live in one thread.
+#[derive(Debug)]
+pub struct WeightSlot {
+    shape: Vec<usize>,
+    layout: SlotLayout,
+    dtype: DType,
+    device: Device,
+    state: RefCell<State>,
+}
+
+impl WeightSlot {
+    /// A slot that holds `stored`, of the file's shape, in the compute type and on the device that it already has.
+    ///
+    /// # Errors
+    /// The device refused to turn it into `layout`.
+    pub fn dense(stored: &Tensor, layout: SlotLayout) -> Result<Self> {
+        let weight = Weight::Dense(layout.turn(stored)?);
+        Ok(Self::new(
+            weight,
+            stored.dims().to_vec(),
+            layout,
+            stored.dtype(),
+            stored.device().clone(),
+        ))
+    }
+
+    /// A slot that holds quantised blocks of shape `(out, in)`; `dtype` is the type that its layer computes with.
+    pub fn quantised(blocks: QTensor, dtype: DType) -> Self {
+        let (shape, device) = (blocks.shape().dims().to_vec(), blocks.device());
+        Self::new(
+            Weight::Quantised(Arc::new(blocks)),
+            shape,
+            SlotLayout::AsStored,
+            dtype,
+            device,
+        )
+    }
+
+    fn new(current: Weight, shape: Vec<usize>, layout: SlotLayout, dtype: DType, device: Device) -> Self {
+        Self {
+            shape,
+            layout,
+            dtype,
+            device,
+            state: RefCell::new(State {
+                current,
+                original: None,
+                sides: Vec::new(),
+            }),
+        }
+    }
+
+    /// Shape as diffusers' files have it: `(out, in)` or `(out, in, kh, kw)`.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The type that the layer computes with.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Where the weight lies.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The GGUF type of the stored blocks; `None` for a dense weight.
+    pub fn quantisation(&self) -> Option<GgmlDType> {
+        match self.original() {
+            Weight::Quantised(blocks) => Some(blocks.dtype()),
+            Weight::Dense(_) => None,
+        }
+    }
+
+    /// What the layer computes with now.
+    pub fn current(&self) -> Weight {
+        self.state.borrow().current.clone()
+    }
+
+    /// The products beside the weight.
+    pub fn sides(&self) -> Vec<Side> {
+        self.state.borrow().sides.clone()
+    }
+
+    /// Whether [`WeightSlot::restore`] would change anything.
+    pub fn is_patched(&self) -> bool {
+        let state = self.state.borrow();
+        state.original.is_some() || !state.sides.is_empty()
+    }
+
+    /// The unpatched weight as `f32`, in the file's shape and layout; quantised blocks are expanded.
+    ///
+    /// # Errors
+    /// The device refused.
+    pub fn original_f32(&self) -> Result<Tensor> {
+        match self.original() {
+            Weight::Dense(held) => self.layout.turn_back(&held)?.to_dtype(DType::F32),
+            Weight::Quantised(blocks) => blocks.dequantize(&self.device),
+        }
+    }
+
+    /// Computes with `patched` (the file's shape, any number type) until [`WeightSlot::restore`]; the original is kept.
+    ///
+    /// # Errors
+    /// The shape differs, or the device refused.
+    pub fn replace(&self, patched: &Tensor) -> Result<()> {
+        if patched.dims() != self.shape {
+            candle_core::bail!(
+                "a weight of shape {:?} cannot be replaced by one of {:?}",
+                self.shape,
+                patched.dims()
+            );
+        }
+        let patched = patched.to_device(&self.device)?.to_dtype(self.dtype)?;
+        let patched = Weight::Dense(self.layout.turn(&patched)?);
+        let mut state = self.state.borrow_mut();
+        let before = std::mem::replace(&mut state.current, patched);
+        state.original.get_or_insert(before);
+        Ok(())
+    }
+
+    /// Adds `scale * up(down(x))` to the layer's output until [`WeightSlot::restore`]; the weight stays as it is. For
+    /// weights of linear layers, above all quantised ones.
+    ///
+    /// # Errors
+    /// The shapes are not `(rank, in)` and `(out, rank)`, or the device refused.
+    pub fn add_side(&self, down: &Tensor, up: &Tensor, scale: f64) -> Result<()> {
+        let ((rank, inputs), (outputs, rank_up)) = (down.dims2()?, up.dims2()?);
+        if rank != rank_up || self.shape != [outputs, inputs] {
+            candle_core::bail!(
+                "a side of {:?} and {:?} does not fit a weight of {:?}",
+                down.dims(),
+                up.dims(),
+                self.shape
+            );
+        }
+        let ready = |t: &Tensor| t.to_device(&self.device)?.to_dtype(self.dtype)?.contiguous();
+        let side = Side {
+            down: ready(down)?,
+            up: ready(up)?,
+            scale,
+        };
+        self.state.borrow_mut().sides.push(side);
+        Ok(())
+    }
+
+    /// Gives the original back, bit by bit, and drops patched copies and sides.
+    pub fn restore(&self) {
+        let mut state = self.state.borrow_mut();
+        if let Some(original) = state.original.take() {
+            state.current = original;
+        }
+        state.sides.clear();
+    }
+
+    fn original(&self) -> Weight {
+        let state = self.state.borrow();
+        state.original.as_ref().unwrap_or(&state.current).clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(count: usize) -> Tensor {
+        Tensor::from_vec((0..count).map(|i| i as f32 * 0.37 - 1.0).collect(), count, &Device::Cpu).unwrap()
+    }
+
+    fn values(t: &Tensor) -> Vec<f32> {
+        t.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn replacing_and_restoring_gives_the_same_bits_back() {
+        let stored = numbers(2 * 3 * 3 * 3)
+            .reshape((2, 3, 3, 3))
+            .unwrap()
+            .to_dtype(DType::BF16)
+            .unwrap();
+        let slot = WeightSlot::dense(&stored, SlotLayout::ConvNhwc).unwrap();
+        let before = values(&slot.original_f32().unwrap());
+        assert_eq!(before, values(&stored.to_dtype(DType::F32).unwrap()));
+        for round in 0..3 {
+            slot.replace(&(slot.original_f32().unwrap() + f64::from(round)).unwrap())
+                .unwrap();
+            slot.replace(&(slot.original_f32().unwrap() * 2.0).unwrap()).unwrap();
+            assert!(slot.is_patched());
+            slot.restore();
+            assert!(!slot.is_patched());
+        }
+        assert_eq!(before, values(&slot.original_f32().unwrap()));
+    }
+
+    #[test]
+    fn a_patch_of_another_shape_is_refused() {
+        let slot = WeightSlot::dense(&numbers(6).reshape((2, 3)).unwrap(), SlotLayout::AsStored).unwrap();
+        assert!(slot.replace(&numbers(6).reshape((3, 2)).unwrap()).is_err());
+        let (down, up) = (numbers(4).reshape((2, 2)).unwrap(), numbers(4).reshape((2, 2)).unwrap());
+        assert!(slot.add_side(&down, &up, 1.0).is_err());
+        assert!(!slot.is_patched());
+    }
+}
