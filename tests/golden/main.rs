@@ -1,4 +1,5 @@
 //! Parity with the reference implementations: each module compares with numbers made by the recipe beside its fixtures.
 #![allow(clippy::unwrap_used)]
 
+mod noise;
 mod tokenizer;
