@@ -8,6 +8,8 @@ use crate::domain::request::GenerationRequest;
 
 mod error;
 pub mod noise;
+pub mod preview;
+pub mod stable_diffusion;
 pub mod text;
 
 pub use error::PipelineError;

@@ -109,6 +109,7 @@ impl Weights {
     /// As [`Weights::tensor`].
     pub fn raw(&self, name: impl Display, shape: &[usize]) -> Result<RawTensor, WeightsError> {
         let name = self.path(name);
+        self.source.expect(&name, shape);
         let (found, _) = self
             .source
             .describe(&name)

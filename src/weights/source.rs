@@ -50,6 +50,9 @@ pub trait TensorSource {
     /// Every name it has, in no particular order.
     fn names(&self) -> Vec<String>;
 
+    /// Told before a tensor is asked for by a model that wants this shape. Only sources that make their tensors up care.
+    fn expect(&self, _name: &str, _shape: &[usize]) {}
+
     /// Shape and stored type, without reading the numbers; `None` if there is no such tensor.
     fn describe(&self, name: &str) -> Option<(Vec<usize>, StoredType)>;
 
