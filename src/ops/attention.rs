@@ -25,6 +25,7 @@ const SCORES_LIMIT: usize = 16 << 20;
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64, mask: Mask<'_>) -> Result<Tensor> {
     let (batch, queries, width) = q.dims3()?;
     let keys = k.dim(1)?;
+    let dtype = q.dtype();
     let q = split_heads(&(q.to_dtype(DType::F32)? * scale)?, heads)?;
     let k = split_heads(&k.to_dtype(DType::F32)?, heads)?.transpose(2, 3)?;
     let v = split_heads(&v.to_dtype(DType::F32)?, heads)?;
@@ -45,7 +46,8 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64, m
     }
     Tensor::cat(&bands, 2)?
         .transpose(1, 2)?
-        .reshape((batch, queries, width))
+        .reshape((batch, queries, width))?
+        .to_dtype(dtype)
 }
 
 /// Softmax over the last dimension, computed as `f32`, in the type of `x`.

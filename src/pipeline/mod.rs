@@ -7,6 +7,7 @@ use crate::domain::model::ModelInfo;
 use crate::domain::request::GenerationRequest;
 
 mod error;
+pub mod flux;
 pub mod noise;
 pub mod preview;
 pub mod stable_diffusion;

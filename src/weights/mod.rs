@@ -6,6 +6,7 @@
 mod builder;
 mod convert;
 mod error;
+mod flux_names;
 mod folder;
 mod header;
 mod layers;
@@ -17,10 +18,12 @@ mod safetensors;
 mod slot;
 mod source;
 mod storage;
+mod t5_names;
 mod tree;
 
 pub use builder::Weights;
 pub use error::{LoadResult, WeightsError};
+pub use flux_names::{has_original_flux, original_flux};
 pub use folder::Folder;
 pub use layers::LayerTable;
 pub use mapped::{Layout, Mapped, Piece};
@@ -30,4 +33,5 @@ pub use random::{RandomTensors, architectures};
 pub use safetensors::SafeTensors;
 pub use slot::{Side, SlotLayout, Weight, WeightSlot};
 pub use source::{RawTensor, StoredType, TensorSource};
+pub use t5_names::llama_cpp_t5;
 pub use tree::Tree;
