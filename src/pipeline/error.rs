@@ -1,5 +1,8 @@
 //! Why a job could not be painted.
 
+use super::text::TextError;
+use crate::schedulers::SchedulerError;
+
 /// Errors of [`super::Pipeline::generate`].
 #[derive(Debug, thiserror::Error)]
 pub enum PipelineError {
@@ -14,7 +17,19 @@ pub enum PipelineError {
         /// What is wrong and what is allowed.
         message: String,
     },
-    /// The model produced numbers that are not finite, or an operation failed.
+    /// A model's output holds numbers that are not finite: the picture would be black.
+    #[error("the {part} produced numbers that are not finite; use --dtype f32 or bf16")]
+    NotFinite {
+        /// Which part of the model.
+        part: &'static str,
+    },
+    /// A prompt could not be read.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// The sampler cannot do what the request asks.
+    #[error(transparent)]
+    Scheduler(#[from] SchedulerError),
+    /// An operation failed.
     #[error("the model failed: {0}")]
     Model(#[from] candle_core::Error),
     /// The picture could not be encoded.
