@@ -87,6 +87,9 @@ pub enum WeightsError {
         /// The presets.
         presets: String,
     },
+    /// The hub.
+    #[error(transparent)]
+    Hub(#[from] super::hub::HubError),
     /// candle refused an operation on a weight.
     #[error("weights: {0}")]
     Tensor(#[from] candle_core::Error),

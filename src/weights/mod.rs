@@ -9,6 +9,7 @@ mod error;
 mod flux_names;
 mod folder;
 mod header;
+pub mod hub;
 mod layers;
 mod mapped;
 mod model_files;
