@@ -87,6 +87,9 @@ pub enum WeightsError {
         /// The presets.
         presets: String,
     },
+    /// The program has no model inside.
+    #[error("no model is built in (feature `embedded-model` is off); name one with --model")]
+    NoBuiltIn,
     /// The hub.
     #[error(transparent)]
     Hub(#[from] super::hub::HubError),

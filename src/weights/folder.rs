@@ -83,7 +83,21 @@ impl Folder {
     /// # Errors
     /// There is no safetensors file, a shard is missing, or a file is damaged.
     pub fn component(&self, component: Component) -> Result<Rc<dyn TensorSource>, WeightsError> {
-        let folder = component.folder();
+        self.tensors_in(component.folder())
+    }
+
+    /// The tensors that lie in `folder` (`""` for this one itself); only the headers are read.
+    ///
+    /// # Errors
+    /// As [`Folder::component`].
+    pub fn tensors_in(&self, folder: &str) -> Result<Rc<dyn TensorSource>, WeightsError> {
+        let inside = |name: &str| {
+            if folder.is_empty() {
+                name.to_owned()
+            } else {
+                format!("{folder}/{name}")
+            }
+        };
         let names = self.tree.list(folder)?;
         let Some(files) = pick(&names, self.precision) else {
             return Err(self.nothing_in(folder, &names));
@@ -92,7 +106,7 @@ impl Folder {
             Files::One(name) => (vec![name], None),
             Files::Shards(names) => (names, None),
             Files::Index(index) => {
-                let map = self.shards(folder, &index)?;
+                let map = self.shards(&inside(&index))?;
                 let names: BTreeSet<_> = map.values().cloned().collect();
                 (names.into_iter().collect(), Some((index, map)))
             }
@@ -100,17 +114,15 @@ impl Folder {
         let storages = names
             .iter()
             .map(|name| {
-                self.tree
-                    .storage(&format!("{folder}/{name}"))
-                    .map_err(|error| match error {
-                        WeightsError::Io { path, source } if source.kind() == std::io::ErrorKind::NotFound => {
-                            WeightsError::NoPart {
-                                place: path,
-                                what: format!("a part of the {component} weights"),
-                            }
+                self.tree.storage(&inside(name)).map_err(|error| match error {
+                    WeightsError::Io { path, source } if source.kind() == std::io::ErrorKind::NotFound => {
+                        WeightsError::NoPart {
+                            place: path,
+                            what: "a part of the weights".to_owned(),
                         }
-                        other => other,
-                    })
+                    }
+                    other => other,
+                })
             })
             .collect::<Result<_, _>>()?;
         let tensors = SafeTensors::from_storages(storages)?;
@@ -118,7 +130,7 @@ impl Folder {
             for name in map.keys() {
                 if tensors.describe(name).is_none() {
                     let reason = format!("tensor `{name}` is in none of the parts");
-                    return Err(WeightsError::damaged(&self.tree.path(folder).join(index), reason));
+                    return Err(WeightsError::damaged(&self.tree.path(&inside(&index)), reason));
                 }
             }
         }
@@ -162,14 +174,14 @@ impl Folder {
         }
     }
 
-    fn shards(&self, folder: &str, index: &str) -> Result<BTreeMap<String, String>, WeightsError> {
+    fn shards(&self, index: &str) -> Result<BTreeMap<String, String>, WeightsError> {
         #[derive(Deserialize)]
         struct Index {
             weight_map: BTreeMap<String, String>,
         }
-        let text = self.need(&format!("{folder}/{index}"))?;
-        let damaged = |reason: String| WeightsError::damaged(&self.tree.path(folder).join(index), reason);
-        let index: Index = serde_json::from_str(&text).map_err(|e| damaged(format!("cannot be read: {e}")))?;
+        let text = self.need(index)?;
+        let damaged = |reason: String| WeightsError::damaged(&self.tree.path(index), reason);
+        let index: Index = serde_json::from_str(&text).map_err(|e| damaged(format!("it cannot be read: {e}")))?;
         for name in index.weight_map.values() {
             if name.contains(['/', '\\']) || !name.ends_with(".safetensors") {
                 return Err(damaged(format!(

@@ -4,6 +4,7 @@
 //! [`TensorSource`] that answers to diffusers' names, and [`Weights`] is what a model's constructor asks.
 
 mod builder;
+mod built_in;
 mod convert;
 mod error;
 mod flux_names;
@@ -13,6 +14,7 @@ pub mod hub;
 mod layers;
 mod mapped;
 mod model_files;
+mod open;
 mod presets;
 mod random;
 mod safetensors;
@@ -29,6 +31,7 @@ pub use folder::Folder;
 pub use layers::LayerTable;
 pub use mapped::{Layout, Mapped, Piece};
 pub use model_files::{Component, ModelFiles, Part, Precision, TokenizerFiles};
+pub use open::OpenOptions;
 pub use presets::{HubRef, ModelSpec, PartialDefaults, Place, family_defaults, preset_names, t5_tokenizer};
 pub use random::{RandomTensors, architectures};
 pub use safetensors::SafeTensors;

@@ -1,6 +1,7 @@
 //! Where the hub and its cache are, from the environment that the hub's own tools read.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use hf_hub::Cache;
 
@@ -17,6 +18,8 @@ pub struct HubConfig {
     pub token: Option<String>,
     /// Whether only the cache may be used.
     pub offline: bool,
+    /// Wait before a broken transfer goes on; doubles while nothing comes.
+    pub first_wait: Duration,
 }
 
 impl HubConfig {
@@ -65,6 +68,7 @@ impl HubConfig {
             cache,
             token,
             offline,
+            first_wait: Duration::from_millis(500),
         })
     }
 }

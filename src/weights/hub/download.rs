@@ -11,6 +11,7 @@ use ureq::http::StatusCode;
 use super::HubError;
 use super::remote::{FileInfo, Remote};
 
+/// Tries in a row that bring nothing.
 const TRIES: u32 = 5;
 const PIECE: usize = 256 << 10;
 
@@ -53,8 +54,8 @@ fn transfer(remote: &Remote, info: &FileInfo, part: &Path, on_bytes: &mut dyn Fn
         .open(part)
         .map_err(cache(part))?;
     let mut at = file.seek(SeekFrom::End(0)).map_err(cache(part))?;
-    let mut last = None;
-    for attempt in 0..TRIES {
+    let (mut last, mut stalled) = (None, 0);
+    while stalled < TRIES {
         if at > info.size {
             at = 0;
         }
@@ -62,8 +63,8 @@ fn transfer(remote: &Remote, info: &FileInfo, part: &Path, on_bytes: &mut dyn Fn
             file.set_len(at).map_err(cache(part))?;
             return Ok(());
         }
-        if attempt > 0 {
-            thread::sleep(Duration::from_millis(200 << attempt));
+        if last.is_some() {
+            thread::sleep(remote.first_wait * (1 << stalled));
         }
         let before = at;
         match piece(remote, info, &mut file, part, &mut at, on_bytes) {
@@ -71,6 +72,7 @@ fn transfer(remote: &Remote, info: &FileInfo, part: &Path, on_bytes: &mut dyn Fn
             Err(error @ HubError::Cache { .. }) => return Err(error),
             Err(error) => last = Some(error),
         }
+        stalled = if at > before { 0 } else { stalled + 1 };
         tracing::debug!(url = info.url, from = before, to = at, "transfer ended");
     }
     if at == info.size {

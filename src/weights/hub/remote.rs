@@ -13,6 +13,8 @@ pub(super) struct Remote {
     agent: Agent,
     endpoint: String,
     token: Option<String>,
+    /// Wait before a broken transfer goes on.
+    pub first_wait: Duration,
 }
 
 /// What the hub says of a repository at a revision.
@@ -65,6 +67,7 @@ impl Remote {
             agent,
             endpoint: config.endpoint.clone(),
             token: config.token.clone(),
+            first_wait: config.first_wait,
         }
     }
 
