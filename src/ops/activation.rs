@@ -13,6 +13,8 @@ pub enum Activation {
     GeluTanh,
     /// `x * sigmoid(1.702 x)`: OpenAI CLIP's.
     QuickGelu,
+    /// `max(x, 0)`.
+    Relu,
 }
 
 impl Activation {
@@ -22,6 +24,7 @@ impl Activation {
             "silu" | "swish" => Some(Self::Silu),
             "gelu" => Some(Self::GeluErf),
             "gelu_new" | "gelu_pytorch_tanh" | "gelu-approximate" => Some(Self::GeluTanh),
+            "relu" => Some(Self::Relu),
             "quick_gelu" => Some(Self::QuickGelu),
             _ => None,
         }
@@ -37,6 +40,7 @@ impl Activation {
             Self::GeluErf => gelu_erf(x),
             Self::GeluTanh => gelu_tanh(x),
             Self::QuickGelu => quick_gelu(x),
+            Self::Relu => x.relu(),
         }
     }
 }
