@@ -5,4 +5,5 @@ mod flux;
 mod flux_blocks;
 mod noise;
 mod t5;
+mod schedulers;
 mod tokenizer;
