@@ -1,1 +1,27 @@
-//! CPU kernels for image models.
+//! CPU kernels for image models: packed products, convolution, attention and norms.
+//!
+//! Plain slices in, plain slices out; a wrong length is an error and nothing is computed. Activations are row-major with the
+//! channels innermost (NHWC, tokens by channels), f32 or bf16; sums and statistics are f32. Work is shared by a pool of threads
+//! of the crate's own ([`set_threads`]). The instructions to use are found at run time ([`Isa`]).
+//!
+//! This is the one crate of the workspace with `unsafe` code: vector loads, assembly for AMX, and disjoint pieces of one output
+//! for several threads.
+
+#![warn(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
+
+#[cfg(target_arch = "x86_64")]
+mod amx;
+mod buffer;
+mod conv;
+mod error;
+mod gemm;
+mod isa;
+mod pool;
+mod simd;
+
+pub use conv::{ConvShape, PackedConv, conv2d};
+pub use error::{KernelError, Result};
+pub use gemm::{Activation, Columns, Epilogue, PackedWeights, WeightSource, WeightType, linear, matmul_nt};
+pub use isa::{Isa, detected, isa, set_isa};
+pub use pool::{parallel_for, set_threads, threads};
+pub use simd::Element;

@@ -1,0 +1,185 @@
+//! AMX: products of 16x32 and 32x16 bf16 tiles, summed in f32. Written as assembly because Rust has no stable intrinsics for it.
+//!
+//! No compiled code uses the tile registers, so they keep their contents between the blocks below.
+
+use std::arch::asm;
+
+use half::bf16;
+
+/// Elements of one packed A tile: 16 rows of 32 bf16.
+pub(crate) const TILE: usize = 512;
+
+/// Whether the processor has bf16 tiles and the system lets this process use them. Asks for the permission (it holds for the
+/// whole process and the threads it makes later; asking again is harmless).
+pub(crate) fn available() -> bool {
+    const AMX_TILE_AND_BF16: u32 = 1 << 24 | 1 << 22;
+    let leaf = std::arch::x86_64::__cpuid_count(7, 0);
+    let state = std::arch::x86_64::__cpuid_count(0xd, 0).eax >> 17 & 3;
+    leaf.edx & AMX_TILE_AND_BF16 == AMX_TILE_AND_BF16 && state == 3 && permitted()
+}
+
+#[cfg(target_os = "linux")]
+fn permitted() -> bool {
+    const ARCH_PRCTL: i64 = 158;
+    const ARCH_REQ_XCOMP_PERM: i64 = 0x1023;
+    const XFEATURE_XTILEDATA: i64 = 18;
+    let result: i64;
+    // SAFETY: the system call reads no memory and changes only which registers the process may use.
+    unsafe {
+        asm!("syscall", inlateout("rax") ARCH_PRCTL => result, in("rdi") ARCH_REQ_XCOMP_PERM, in("rsi") XFEATURE_XTILEDATA,
+             lateout("rcx") _, lateout("r11") _, options(nostack));
+    }
+    result == 0
+}
+
+#[cfg(not(target_os = "linux"))]
+fn permitted() -> bool {
+    false
+}
+
+#[repr(C, align(64))]
+struct TileConfig {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    bytes_per_row: [u16; 16],
+    rows: [u8; 16],
+}
+
+static FULL_TILES: TileConfig = TileConfig {
+    palette: 1,
+    start_row: 0,
+    reserved: [0; 14],
+    bytes_per_row: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+    rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
+};
+
+/// Eight full tiles are configured on this thread while this lives.
+pub(crate) struct Tiles(std::marker::PhantomData<*const ()>);
+
+impl Tiles {
+    /// # Safety
+    /// [`available`] must have answered true.
+    pub(crate) unsafe fn configure() -> Self {
+        // SAFETY: the configuration is valid and the permission was given.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const FULL_TILES, options(nostack, readonly)) };
+        Tiles(std::marker::PhantomData)
+    }
+}
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        // SAFETY: tiles are configured.
+        unsafe { asm!("tilerelease", options(nostack, nomem)) };
+    }
+}
+
+/// What one call multiplies. Strides are in bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Block {
+    /// Upper 16 rows of A: rows `a_row` bytes apart; the next 32 columns `a_step` bytes further.
+    pub(crate) a: *const bf16,
+    /// From the upper 16 rows of A to the lower 16.
+    pub(crate) a_lower: usize,
+    pub(crate) a_row: usize,
+    pub(crate) a_step: usize,
+    /// B in pairs of rows: 16 pairs `b_row` bytes apart; the next 32 rows `b_step` bytes further, the right tile 64 bytes on.
+    pub(crate) b: *const bf16,
+    pub(crate) b_row: usize,
+    pub(crate) b_step: usize,
+    /// Number of 32-wide steps, at least 1.
+    pub(crate) steps: usize,
+    /// C, f32, rows `c_row` bytes apart.
+    pub(crate) c: *mut f32,
+    pub(crate) c_row: usize,
+    /// Add to C instead of overwriting it.
+    pub(crate) accumulate: bool,
+}
+
+/// C\[32x32\] (+)= A\[32 x 32 steps\] B.
+///
+/// # Safety
+/// All rows named by the block must be readable (C writable); `_tiles` shows that the thread's tiles are configured.
+#[inline(always)]
+pub(crate) unsafe fn product_2x2(_tiles: &Tiles, p: Block) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "test {acc}, {acc}",
+            "jz 3f",
+            "tileloadd tmm0, [{c} + {cs}*1]",
+            "tileloadd tmm1, [{c} + {cs}*1 + 64]",
+            "tileloadd tmm2, [{c2} + {cs}*1]",
+            "tileloadd tmm3, [{c2} + {cs}*1 + 64]",
+            "jmp 2f",
+            "3:",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "2:",
+            "tileloadd tmm6, [{b} + {bs}*1]",
+            "tileloadd tmm4, [{a} + {as_}*1]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm5, [{a2} + {as_}*1]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tileloadd tmm7, [{b} + {bs}*1 + 64]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "add {a}, {ak}",
+            "add {a2}, {ak}",
+            "add {b}, {bk}",
+            "dec {n}",
+            "jnz 2b",
+            "tilestored [{c} + {cs}*1], tmm0",
+            "tilestored [{c} + {cs}*1 + 64], tmm1",
+            "tilestored [{c2} + {cs}*1], tmm2",
+            "tilestored [{c2} + {cs}*1 + 64], tmm3",
+            acc = in(reg) usize::from(p.accumulate),
+            c = in(reg) p.c, c2 = in(reg) p.c.byte_add(16 * p.c_row), cs = in(reg) p.c_row,
+            a = inout(reg) p.a => _, a2 = inout(reg) p.a.byte_add(p.a_lower) => _, as_ = in(reg) p.a_row, ak = in(reg) p.a_step,
+            b = inout(reg) p.b => _, bs = in(reg) p.b_row, bk = in(reg) p.b_step,
+            n = inout(reg) p.steps => _,
+            options(nostack),
+        );
+    }
+}
+
+/// The upper 16 rows only: C\[16x32\] (+)= A\[16 x 32 steps\] B.
+///
+/// # Safety
+/// As for [`product_2x2`], of the upper 16 rows.
+#[inline(always)]
+pub(crate) unsafe fn product_1x2(_tiles: &Tiles, p: Block) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "test {acc}, {acc}",
+            "jz 3f",
+            "tileloadd tmm0, [{c} + {cs}*1]",
+            "tileloadd tmm1, [{c} + {cs}*1 + 64]",
+            "jmp 2f",
+            "3:",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "2:",
+            "tileloadd tmm4, [{a} + {as_}*1]",
+            "tileloadd tmm6, [{b} + {bs}*1]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{b} + {bs}*1 + 64]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "add {a}, {ak}",
+            "add {b}, {bk}",
+            "dec {n}",
+            "jnz 2b",
+            "tilestored [{c} + {cs}*1], tmm0",
+            "tilestored [{c} + {cs}*1 + 64], tmm1",
+            acc = in(reg) usize::from(p.accumulate),
+            c = in(reg) p.c, cs = in(reg) p.c_row,
+            a = inout(reg) p.a => _, as_ = in(reg) p.a_row, ak = in(reg) p.a_step,
+            b = inout(reg) p.b => _, bs = in(reg) p.b_row, bk = in(reg) p.b_step,
+            n = inout(reg) p.steps => _,
+            options(nostack),
+        );
+    }
+}

@@ -1,0 +1,116 @@
+//! Convolution over NHWC pictures as a product over gathered windows.
+
+use crate::error::{Result, check_dim, check_len, check_positive, volume};
+use crate::gemm::rows::Windows;
+use crate::gemm::{Columns, Epilogue, PackedWeights, WeightSource, WeightType, multiply};
+use crate::simd::Element;
+
+/// What a convolution is, weights aside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConvShape {
+    pub in_channels: usize,
+    pub out_channels: usize,
+    /// Height and width of the window.
+    pub kernel: (usize, usize),
+    pub stride: (usize, usize),
+    /// Zeros above, below, left and right.
+    pub padding: (usize, usize, usize, usize),
+    /// Each pixel is doubled both ways first (nearest neighbour).
+    pub upsample: bool,
+}
+
+impl ConvShape {
+    /// A square window with the padding that keeps the size.
+    pub fn same(in_channels: usize, out_channels: usize, kernel: usize) -> Self {
+        let p = kernel / 2;
+        Self { in_channels, out_channels, kernel: (kernel, kernel), stride: (1, 1), padding: (p, p, p, p), upsample: false }
+    }
+
+    /// Height and width of the output.
+    ///
+    /// # Errors
+    /// If a dimension is zero or the padded picture is smaller than the window.
+    pub fn output(&self, height: usize, width: usize) -> Result<(usize, usize)> {
+        check_positive("channels", self.in_channels.min(self.out_channels))?;
+        check_positive("window", self.kernel.0.min(self.kernel.1))?;
+        check_positive("stride", self.stride.0.min(self.stride.1))?;
+        let double = if self.upsample { 2 } else { 1 };
+        let (top, bottom, left, right) = self.padding;
+        let side = |what, size: usize, pad: usize, kernel: usize, stride: usize| {
+            let full = size.saturating_mul(double).saturating_add(pad);
+            if full < kernel { check_dim(what, full, kernel).map(|()| 0) } else { Ok((full - kernel) / stride + 1) }
+        };
+        Ok((
+            side("padded height", height, top.saturating_add(bottom), self.kernel.0, self.stride.0)?,
+            side("padded width", width, left.saturating_add(right), self.kernel.1, self.stride.1)?,
+        ))
+    }
+}
+
+/// Packed weights of a convolution.
+#[derive(Debug, Clone)]
+pub struct PackedConv {
+    shape: ConvShape,
+    weights: PackedWeights,
+}
+
+impl PackedConv {
+    /// Packs (out, in, kh, kw) weights, as checkpoints hold them.
+    ///
+    /// # Errors
+    /// If the length does not fit the shape.
+    pub fn pack(source: WeightSource<'_>, shape: ConvShape, to: WeightType) -> Result<Self> {
+        let taps = shape.kernel.0 * shape.kernel.1;
+        let dims = (shape.out_channels, volume(&[taps, shape.in_channels]));
+        check_positive("window", taps)?;
+        let inner = crate::gemm::Inner { taps };
+        Ok(Self { shape, weights: PackedWeights::pack_inner(source, dims, to, Columns::Plain, inner)? })
+    }
+
+    /// The (out, in, kh, kw) weights back, exact up to the rounding to the packed type.
+    pub fn unpack<T: Element>(&self) -> Vec<T> {
+        self.weights.unpack_inner(crate::gemm::Inner { taps: self.shape.kernel.0 * self.shape.kernel.1 })
+    }
+
+    /// Its shape.
+    pub fn shape(&self) -> &ConvShape {
+        &self.shape
+    }
+
+    /// Memory held, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.weights.bytes()
+    }
+
+    /// What the weights are held as.
+    pub fn weight_type(&self) -> WeightType {
+        self.weights.weight_type()
+    }
+}
+
+/// Convolves `x`, (batch, height, width, in), into `out`, (batch, height', width', out); see [`ConvShape::output`].
+///
+/// # Errors
+/// If a slice does not fit the dimensions.
+pub fn conv2d<A: Element, O: Element>(
+    x: &[A],
+    (batch, height, width): (usize, usize, usize),
+    conv: &PackedConv,
+    epilogue: &Epilogue<'_, O>,
+    out: &mut [O],
+) -> Result<()> {
+    let shape = &conv.shape;
+    let size = shape.output(height, width)?;
+    check_len("picture", x.len(), volume(&[batch, height, width, shape.in_channels]))?;
+    let windows = Windows {
+        x,
+        size: (height, width, shape.in_channels),
+        batch,
+        out: size,
+        kernel: shape.kernel,
+        stride: shape.stride,
+        before: (shape.padding.0, shape.padding.2),
+        doubling: u32::from(shape.upsample),
+    };
+    multiply(&windows, &conv.weights, epilogue, out)
+}

@@ -1,0 +1,401 @@
+//! Cache blocking: which rows, columns and depths are multiplied together, and in what order.
+//!
+//! A task is a block of rows times a run of panels. For each depth block it reads or gathers its rows once, then goes panel by
+//! panel. With several depth blocks the sums wait in an f32 buffer; the last one finishes them. Block sizes depend on the
+//! dimensions alone where they decide the order of a sum, so results do not depend on the number of threads.
+
+use half::bf16;
+
+use super::epilogue::{Epilogue, Target};
+use super::micro::{PanelPtr, block_f32};
+use super::pack::{Data, PackedWeights};
+use super::rows::{Piece, RowSource};
+use super::PANEL;
+use crate::buffer::{carve, carved_bytes, with_scratch};
+use crate::error::{Result, check_len, volume};
+use crate::isa::{Isa, isa};
+use crate::pool::{SharedMut, parallel_for, threads};
+use crate::simd::{Element, Kernel, LANES, Simd, dispatch, load_some, store_some};
+
+/// How the sums are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Method {
+    /// Fused multiply-adds on f32.
+    F32,
+    /// AVX512-BF16 dot products.
+    #[cfg(target_arch = "x86_64")]
+    Dot,
+    /// AMX tiles.
+    #[cfg(target_arch = "x86_64")]
+    Tiles,
+}
+
+fn method(weights: &PackedWeights) -> Method {
+    match (&weights.data, isa()) {
+        #[cfg(target_arch = "x86_64")]
+        (Data::Bf16(_), Isa::Amx) => Method::Tiles,
+        #[cfg(target_arch = "x86_64")]
+        (Data::Bf16(_), Isa::Avx512Bf16) => Method::Dot,
+        _ => Method::F32,
+    }
+}
+
+/// Sizes of the blocks of one product.
+#[derive(Debug, Clone, Copy)]
+struct Plan {
+    method: Method,
+    /// Rows of a task.
+    rows: usize,
+    /// Panels of a task.
+    panels: usize,
+    /// Columns of A gathered at a time; a multiple of 32.
+    depth: usize,
+}
+
+impl Plan {
+    fn new(method: Method, rows: usize, weights: &PackedWeights) -> Self {
+        let (most_rows, most_depth, unit) = match method {
+            Method::F32 => (192, 768, 12),
+            #[cfg(target_arch = "x86_64")]
+            Method::Dot => (192, 1024, 12),
+            #[cfg(target_arch = "x86_64")]
+            Method::Tiles => (256, 512, 32),
+        };
+        let inner = weights.inputs().next_multiple_of(32);
+        let depth = inner.div_ceil(inner.div_ceil(most_depth)).next_multiple_of(32);
+        let total_panels = weights.panels();
+        let most_rows = if total_panels > 20 && depth < inner { most_rows * 2 / 3 } else { most_rows };
+        let rows_per_task = rows.div_ceil(rows.div_ceil(most_rows)).next_multiple_of(unit);
+        let row_tasks = rows.div_ceil(rows_per_task);
+        // Wide products are cut so that the waiting sums stay in the second-level cache, short ones to feed every thread.
+        let wanted = (3 * threads()).div_ceil(row_tasks).min(total_panels.div_ceil(4));
+        let runs = wanted.max(total_panels.div_ceil(40)).max(1);
+        Self { method, rows: rows_per_task, panels: total_panels.div_ceil(runs), depth }
+    }
+}
+
+/// `out = epilogue(a w^T)`.
+pub(crate) fn multiply<A: Element, O: Element, R: RowSource<A>>(
+    a: &R,
+    weights: &PackedWeights,
+    epilogue: &Epilogue<'_, O>,
+    out: &mut [O],
+) -> Result<()> {
+    let rows = a.rows();
+    let columns = weights.out_columns();
+    check_len("output", out.len(), volume(&[rows, columns]))?;
+    epilogue.check(rows, columns, weights.is_gated())?;
+    if rows == 0 {
+        return Ok(());
+    }
+    let plan = Plan::new(method(weights), rows, weights);
+    let out = SharedMut::new(out);
+    let target = Target { out: out.start(), columns, gated: weights.is_gated() };
+    let shared = Shared(target);
+    let row_tasks = rows.div_ceil(plan.rows);
+    let runs = weights.panels().div_ceil(plan.panels);
+    parallel_for(row_tasks * runs, |task| {
+        let (block, run) = (task / runs, task % runs);
+        let rows = (block * plan.rows, ((block + 1) * plan.rows).min(rows));
+        let panels = (run * plan.panels, ((run + 1) * plan.panels).min(weights.panels()));
+        dispatch(Task { a, weights, epilogue, target: shared.get(), plan, rows, panels, types: std::marker::PhantomData });
+    });
+    Ok(())
+}
+
+/// The output, handed to all tasks: each writes its own rows and columns.
+struct Shared<O>(Target<O>);
+// SAFETY: tasks write disjoint parts of the output.
+unsafe impl<O: Send> Sync for Shared<O> {}
+
+impl<O> Shared<O> {
+    fn get(&self) -> &Target<O> {
+        &self.0
+    }
+}
+
+struct Task<'a, A, O, R> {
+    a: &'a R,
+    weights: &'a PackedWeights,
+    epilogue: &'a Epilogue<'a, O>,
+    target: &'a Target<O>,
+    plan: Plan,
+    rows: (usize, usize),
+    panels: (usize, usize),
+    types: std::marker::PhantomData<A>,
+}
+
+impl<A: Element, O: Element, R: RowSource<A>> Kernel for Task<'_, A, O, R> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        match self.plan.method {
+            Method::F32 => self.run_f32(s),
+            #[cfg(target_arch = "x86_64")]
+            Method::Dot => self.run_dot(s),
+            #[cfg(target_arch = "x86_64")]
+            Method::Tiles => self.run_tiles(s),
+        }
+    }
+}
+
+/// One step of a task: a depth block against one panel.
+struct Step {
+    panel: usize,
+    k0: usize,
+    /// Where the sums of this panel are kept.
+    sums: *mut f32,
+    first: bool,
+    last: bool,
+}
+
+impl<A: Element, O: Element, R: RowSource<A>> Task<'_, A, O, R> {
+    /// Walks the depth blocks and panels. `load(k0, k1)` makes the rows ready, `block(step, from, rows)` adds a few rows' sums
+    /// at `step.sums`; each is finished as soon as it is complete, while still in cache.
+    #[inline(always)]
+    fn walk<S: Simd>(&self, s: S, kept: &mut [f32], unit: usize, mut load: impl FnMut(usize, usize), block: impl Fn(&Step, usize, usize)) {
+        let inner = self.weights.inputs();
+        let (first_row, rows) = (self.rows.0, self.rows.1 - self.rows.0);
+        let single = inner <= self.plan.depth;
+        let padded = rows.next_multiple_of(unit);
+        for k0 in (0..inner).step_by(self.plan.depth) {
+            let k1 = (k0 + self.plan.depth).min(inner);
+            load(k0, k1);
+            for panel in self.panels.0..self.panels.1 {
+                let start = if single { 0 } else { (panel - self.panels.0) * padded * PANEL };
+                let sums = kept[start..].as_mut_ptr();
+                let step = Step { panel, k0, sums, first: k0 == 0, last: k1 == inner };
+                for row in (0..rows).step_by(unit) {
+                    let count = unit.min(rows - row);
+                    block(&step, row, count);
+                    if step.last {
+                        // SAFETY: the block's sums are complete; these rows and panels are this task's alone.
+                        unsafe {
+                            let sums = step.sums.add(row * PANEL);
+                            self.target.finish(s, self.epilogue, sums, count, first_row + row, panel);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// f32 numbers that [`Self::walk`] keeps.
+    fn kept(&self, unit: usize) -> usize {
+        let rows = (self.rows.1 - self.rows.0).next_multiple_of(unit);
+        let single = self.weights.inputs() <= self.plan.depth;
+        rows * PANEL * if single { 1 } else { self.panels.1 - self.panels.0 }
+    }
+
+    #[inline(always)]
+    fn run_f32<S: Simd>(&self, s: S) {
+        let unit = if S::REGISTERS == 32 { 12 } else { 4 };
+        let rows = self.rows.1 - self.rows.0;
+        let round = matches!(self.weights.data, Data::Bf16(_));
+        let direct = if A::IS_BF16 || round { None } else { self.a.dense() };
+        // An odd number of cache lines per row keeps rows from falling into the same cache sets.
+        let lda = if direct.is_some() { self.weights.inputs() } else { self.plan.depth + LANES };
+        let room = if direct.is_some() { 0 } else { rows * lda };
+        let kept = self.kept(unit);
+        with_scratch(carved_bytes::<f32>(kept) + carved_bytes::<f32>(room), |scratch| {
+            let (kept, scratch) = carve::<f32>(scratch, kept);
+            let (packed, _) = carve::<f32>(scratch, room);
+            let base = match direct {
+                Some(values) => values[self.rows.0 * lda..].as_ptr().cast::<f32>(),
+                None => packed.as_ptr(),
+            };
+            let at = std::cell::Cell::new(0);
+            let depth = std::cell::Cell::new(0);
+            let load = |k0: usize, k1: usize| {
+                depth.set(k1 - k0);
+                if direct.is_some() {
+                    at.set(k0);
+                    return;
+                }
+                if round {
+                    depth.set((k1 - k0).next_multiple_of(2));
+                }
+                gather_f32(s, self.a, self.rows, (k0, k1), packed, lda, round);
+            };
+            self.walk(s, kept, unit, load, |step, row, count| {
+                // SAFETY: the rows were made ready for this depth, the panel holds it, and the sums have room.
+                unsafe {
+                    let a = base.add(row * lda + at.get());
+                    let panel = self.panel_ptr(step);
+                    block_f32(s, (a, lda), panel, step.sums.add(row * PANEL), (count, depth.get()), !step.first);
+                }
+            });
+        });
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn run_dot<S: Simd>(&self, s: S) {
+        let unit = 12;
+        let rows = self.rows.1 - self.rows.0;
+        let lda = self.plan.depth + 2 * LANES;
+        let kept = self.kept(unit);
+        with_scratch(carved_bytes::<f32>(kept) + carved_bytes::<bf16>(rows * lda), |scratch| {
+            let (kept, scratch) = carve::<f32>(scratch, kept);
+            let (packed, _) = carve::<bf16>(scratch, rows * lda);
+            let base = packed.as_ptr();
+            let depth = std::cell::Cell::new(0);
+            let load = |k0: usize, k1: usize| {
+                depth.set((k1 - k0).next_multiple_of(2));
+                gather_bf16(s, self.a, self.rows, (k0, k1), packed, |row, k| row * lda + k);
+            };
+            self.walk(s, kept, unit, load, |step, row, count| {
+                if let PanelPtr::Pairs(b) = self.panel_ptr(step) {
+                    // SAFETY: as in `run_f32`; the method was chosen because the machine has the instructions.
+                    unsafe {
+                        let c = step.sums.add(row * PANEL);
+                        super::micro::block_dot((base.add(row * lda), lda), b, c, (count, depth.get()), !step.first);
+                    }
+                }
+            });
+        });
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn run_tiles<S: Simd>(&self, s: S) {
+        use crate::amx::{Block, TILE, Tiles, product_1x2, product_2x2};
+        let unit = 32;
+        let rows = self.rows.1 - self.rows.0;
+        let per_tile_row = self.plan.depth / 32 * TILE;
+        let room = rows.next_multiple_of(16) / 16 * per_tile_row;
+        let kept = self.kept(unit);
+        // SAFETY: the method was chosen because tiles are available.
+        let tiles = unsafe { Tiles::configure() };
+        with_scratch(carved_bytes::<f32>(kept) + carved_bytes::<bf16>(room), |scratch| {
+            let (kept, scratch) = carve::<f32>(scratch, kept);
+            let (packed, _) = carve::<bf16>(scratch, room);
+            let base = packed.as_ptr();
+            let steps = std::cell::Cell::new(0);
+            let load = |k0: usize, k1: usize| {
+                steps.set((k1 - k0).div_ceil(32));
+                let index = |row: usize, k: usize| row / 16 * per_tile_row + k / 32 * TILE + row % 16 * 32 + k % 32;
+                gather_bf16(s, self.a, self.rows, (k0, k1), packed, index);
+            };
+            self.walk(s, kept, unit, load, |step, row, count| {
+                if let PanelPtr::Pairs(b) = self.panel_ptr(step) {
+                    // SAFETY: packed rows are readable up to a multiple of 16 (what lies beyond the last row is never stored),
+                    // and the sums have room for a multiple of 32 rows.
+                    unsafe {
+                        let block = Block {
+                            a: base.add(row / 16 * per_tile_row),
+                            a_lower: per_tile_row * 2,
+                            a_row: 64,
+                            a_step: TILE * 2,
+                            b,
+                            b_row: 4 * PANEL,
+                            b_step: 64 * PANEL,
+                            steps: steps.get(),
+                            c: step.sums.add(row * PANEL),
+                            c_row: 4 * PANEL,
+                            accumulate: !step.first,
+                        };
+                        if count > 16 { product_2x2(&tiles, block) } else { product_1x2(&tiles, block) }
+                    }
+                }
+            });
+        });
+        drop(tiles);
+    }
+
+    #[inline(always)]
+    fn panel_ptr(&self, step: &Step) -> PanelPtr {
+        match &self.weights.data {
+            Data::F32(data) => PanelPtr::F32(data[(step.panel * self.weights.inputs() + step.k0) * PANEL..].as_ptr()),
+            Data::Bf16(data) => {
+                let padded = self.weights.inputs().next_multiple_of(32);
+                PanelPtr::Pairs(data[(step.panel * padded + step.k0) * PANEL..].as_ptr())
+            }
+        }
+    }
+}
+
+/// Gathers rows as f32, `lda` apart; with `round`, to the nearest bf16, and an odd depth gets a zero behind it.
+#[inline(always)]
+fn gather_f32<S: Simd, A: Element, R: RowSource<A>>(
+    s: S,
+    source: &R,
+    rows: (usize, usize),
+    (k0, k1): (usize, usize),
+    out: &mut [f32],
+    lda: usize,
+    round: bool,
+) {
+    source.gather(rows, (k0, k1), |row, k, piece| match piece {
+        Piece::Values(values) => {
+            let line = &mut out[row * lda + k..][..values.len()];
+            for (to, from) in line.chunks_mut(LANES).zip(values.chunks(LANES)) {
+                store_some(s, to, load_some(s, from));
+                if round && !A::IS_BF16 {
+                    for x in to {
+                        *x = bf16::from_f32(*x).to_f32();
+                    }
+                }
+            }
+        }
+        Piece::Zeros(count) => out[row * lda + k..][..count].fill(0.0),
+    });
+    if (k1 - k0) % 2 == 1 {
+        for row in 0..rows.1 - rows.0 {
+            out[row * lda + k1 - k0] = 0.0;
+        }
+    }
+}
+
+/// Gathers rows as bf16. `index(row, k)` says where the column `k` of a row goes; 32 columns from a multiple of 32 on lie
+/// together. The depth is filled up with zeros to a multiple of 32.
+#[inline(always)]
+fn gather_bf16<S: Simd, A: Element, R: RowSource<A>>(
+    s: S,
+    source: &R,
+    rows: (usize, usize),
+    (k0, k1): (usize, usize),
+    out: &mut [bf16],
+    index: impl Fn(usize, usize) -> usize,
+) {
+    let depth = k1 - k0;
+    let aligned = source.granularity() % 32 == 0 || source.granularity() == usize::MAX;
+    if !(aligned && k0.is_multiple_of(32)) {
+        // Pieces start anywhere: element by element.
+        source.gather(rows, (k0, k1), |row, k, piece| match piece {
+            Piece::Values(values) => {
+                for (i, x) in values.iter().enumerate() {
+                    out[index(row, k + i)] = bf16::from_f32(x.to_f32());
+                }
+            }
+            Piece::Zeros(count) => {
+                for k in k..k + count {
+                    out[index(row, k)] = bf16::ZERO;
+                }
+            }
+        });
+    } else {
+        source.gather(rows, (k0, k1), |row, k, piece| match piece {
+            Piece::Values(values) => {
+                for (i, from) in values.chunks(32).enumerate() {
+                    let to = &mut out[index(row, k + 32 * i)..][..from.len()];
+                    for (to, from) in to.chunks_mut(LANES).zip(from.chunks(LANES)) {
+                        store_some(s, to, load_some(s, from));
+                    }
+                }
+            }
+            Piece::Zeros(count) => {
+                for (i, at) in (k..k + count).step_by(32).enumerate() {
+                    out[index(row, at)..][..32.min(count - 32 * i)].fill(bf16::ZERO);
+                }
+            }
+        });
+    }
+    if depth % 32 != 0 {
+        for row in 0..rows.1 - rows.0 {
+            let start = index(row, depth / 32 * 32);
+            out[start + depth % 32..start + 32].fill(bf16::ZERO);
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! What happens to a sum before it is stored.
+
+use super::PANEL;
+use crate::error::{Result, check_dim, check_len, check_positive, volume};
+use crate::simd::{Element, LANES, Simd, load_some, store_some};
+
+/// Applied to each sum; for gated weights, to the gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Activation {
+    #[default]
+    None,
+    /// x sigmoid(x)
+    Silu,
+    /// x (1 + erf(x / sqrt 2)) / 2
+    GeluErf,
+    /// The tanh form of GELU.
+    GeluTanh,
+    /// x sigmoid(1.702 x), as CLIP ViT-L has it.
+    QuickGelu,
+}
+
+impl Activation {
+    #[inline(always)]
+    pub(crate) fn apply<S: Simd>(self, s: S, x: S::V) -> S::V {
+        match self {
+            Activation::None => x,
+            Activation::Silu => s.mul(x, s.sigmoid(x)),
+            Activation::GeluErf => {
+                let half = s.mul(x, s.splat(0.5));
+                s.fma(half, s.erf(s.mul(x, s.splat(std::f32::consts::FRAC_1_SQRT_2))), half)
+            }
+            Activation::GeluTanh => {
+                // x (1 + tanh u) / 2 = x sigmoid(2 u)
+                let cubic = s.fma(s.mul(x, x), s.splat(0.044_715), s.splat(1.0));
+                s.mul(x, s.sigmoid(s.mul(s.mul(x, cubic), s.splat(1.595_769_1))))
+            }
+            Activation::QuickGelu => s.mul(x, s.sigmoid(s.mul(x, s.splat(1.702)))),
+        }
+    }
+}
+
+/// `out = residual + gate * activation(scale * sum + bias + row_bias)`; what is `None` is left out.
+#[derive(Debug, Clone, Copy)]
+pub struct Epilogue<'a, O> {
+    pub scale: f32,
+    /// One number per output (both halves for gated weights).
+    pub bias: Option<&'a [f32]>,
+    /// One row of `out` columns per group of `rows_per_group` rows: a time embedding per picture. Not with gated weights.
+    pub row_bias: Option<&'a [f32]>,
+    /// One row of `out` columns per group: AdaLN's gate.
+    pub gate: Option<&'a [f32]>,
+    /// Rows that share one row of `row_bias` and `gate`.
+    pub rows_per_group: usize,
+    pub activation: Activation,
+    /// Same shape as the output.
+    pub residual: Option<&'a [O]>,
+}
+
+impl<O> Default for Epilogue<'_, O> {
+    fn default() -> Self {
+        Self {
+            scale: 1.0,
+            bias: None,
+            row_bias: None,
+            gate: None,
+            rows_per_group: usize::MAX,
+            activation: Activation::None,
+            residual: None,
+        }
+    }
+}
+
+impl<O: Element> Epilogue<'_, O> {
+    /// Checks every part against the output's dimensions.
+    pub(crate) fn check(&self, rows: usize, columns: usize, gated: bool) -> Result<()> {
+        if let Some(bias) = self.bias {
+            check_len("bias", bias.len(), if gated { 2 * columns } else { columns })?;
+        }
+        check_positive("rows per group", self.rows_per_group)?;
+        let groups = rows.div_ceil(self.rows_per_group);
+        if let Some(row_bias) = self.row_bias {
+            check_dim("row bias with gated weights", usize::from(gated), 0)?;
+            check_len("row bias", row_bias.len(), volume(&[groups, columns]))?;
+        }
+        if let Some(gate) = self.gate {
+            check_len("gate", gate.len(), volume(&[groups, columns]))?;
+        }
+        if let Some(residual) = self.residual {
+            check_len("residual", residual.len(), volume(&[rows, columns]))?;
+        }
+        Ok(())
+    }
+}
+
+/// Where a finished block goes.
+pub(super) struct Target<O> {
+    pub(super) out: *mut O,
+    pub(super) columns: usize,
+    pub(super) gated: bool,
+}
+
+impl<O: Element> Target<O> {
+    /// Finishes `rows` rows of one panel, held as f32 at `sums` with 32 columns a row, and stores them from row `first_row`.
+    ///
+    /// # Safety
+    /// `sums` must hold the rows, `out` must be the whole output, the epilogue must have been checked against it, and no other
+    /// thread may touch these rows and columns of it.
+    #[inline(always)]
+    pub(super) unsafe fn finish<S: Simd>(
+        &self,
+        s: S,
+        ep: &Epilogue<'_, O>,
+        sums: *const f32,
+        rows: usize,
+        first_row: usize,
+        panel: usize,
+    ) {
+        // SAFETY: passed on.
+        unsafe {
+            match ep.activation {
+                Activation::None => self.rows(s, ep, sums, rows, first_row, panel, |_, x| x),
+                act @ Activation::Silu => self.rows(s, ep, sums, rows, first_row, panel, |s, x| act.apply(s, x)),
+                act => self.rows(s, ep, sums, rows, first_row, panel, |s, x| act.apply(s, x)),
+            }
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one block of an inlined kernel")]
+    #[inline(always)]
+    unsafe fn rows<S: Simd>(
+        &self,
+        s: S,
+        ep: &Epilogue<'_, O>,
+        sums: *const f32,
+        rows: usize,
+        first_row: usize,
+        panel: usize,
+        act: impl Fn(S, S::V) -> S::V,
+    ) {
+        let step = if self.gated { PANEL / 2 } else { PANEL };
+        for part in (0..step).step_by(LANES) {
+            let column = panel * step + part;
+            if column >= self.columns {
+                return;
+            }
+            let width = (self.columns - column).min(LANES);
+            let bias_at = |offset: usize| ep.bias.map_or(s.zero(), |b| load_some(s, &b[offset + column..][..width]));
+            let (bias, gate_bias) = (bias_at(0), if self.gated { bias_at(self.columns) } else { s.zero() });
+            let scale = s.splat(ep.scale);
+            let (mut group, mut left) = (first_row / ep.rows_per_group, ep.rows_per_group - first_row % ep.rows_per_group);
+            let per_group = |values: Option<&[f32]>, group: usize, other: f32| {
+                values.map_or(s.splat(other), |v| load_some(s, &v[group * self.columns + column..][..width]))
+            };
+            let grouped = ep.row_bias.is_some() || ep.gate.is_some();
+            let (mut row_bias, mut gate) = (per_group(ep.row_bias, group, 0.0), per_group(ep.gate, group, 1.0));
+            for row in 0..rows {
+                if grouped && left == 0 {
+                    group += 1;
+                    left = ep.rows_per_group;
+                    row_bias = per_group(ep.row_bias, group, 0.0);
+                    gate = per_group(ep.gate, group, 1.0);
+                }
+                left = left.wrapping_sub(1);
+                // SAFETY: within the block's 32 columns.
+                let sum = unsafe { s.load(sums.add(row * PANEL + part)) };
+                let mut v = s.fma(sum, scale, bias);
+                if self.gated {
+                    // SAFETY: as above; gates are the upper half of the panel.
+                    let sum = unsafe { s.load(sums.add(row * PANEL + LANES)) };
+                    v = s.mul(v, act(s, s.fma(sum, scale, gate_bias)));
+                } else {
+                    v = act(s, if grouped { s.add(v, row_bias) } else { v });
+                }
+                if ep.gate.is_some() {
+                    v = s.mul(v, gate);
+                }
+                let at = (first_row + row) * self.columns + column;
+                if let Some(residual) = ep.residual {
+                    v = s.add(v, load_some(s, &residual[at..at + width]));
+                }
+                // SAFETY: this part of the row is this thread's alone, and inside the output.
+                let out = unsafe { std::slice::from_raw_parts_mut(self.out.add(at), width) };
+                store_some(s, out, v);
+            }
+        }
+    }
+}

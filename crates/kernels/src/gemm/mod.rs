@@ -1,0 +1,57 @@
+//! Products of activations with weights: packed once, multiplied in cache blocks, finished in registers.
+//!
+//! `out[m, n] = finish(sum_k a[m, k] * w[n, k])`. Weights are (out, in) as models store them, packed into panels of 32 output
+//! columns. Activations are read where they lie or gathered block by block ([`rows::RowSource`]), so a convolution is the same
+//! product without an im2col matrix. What follows the sum ([`Epilogue`]) is applied while the block is in cache.
+//!
+//! With bf16 weights the activations are rounded to bf16 and products summed in f32, at every instruction level.
+
+mod driver;
+mod epilogue;
+mod micro;
+mod pack;
+pub(crate) mod rows;
+
+pub(crate) use driver::multiply;
+pub use epilogue::{Activation, Epilogue};
+pub(crate) use pack::Inner;
+pub use pack::{Columns, PackedWeights, WeightSource, WeightType};
+
+use crate::error::{Result, check_dim, check_len, volume};
+use crate::simd::Element;
+
+/// Columns of one packed panel.
+pub(crate) const PANEL: usize = 32;
+
+/// `out = epilogue(a w^T)`: `a` is (rows, in), `out` is (rows, out) (half as wide for gated weights).
+///
+/// # Errors
+/// If a slice does not fit the dimensions.
+pub fn linear<A: Element, O: Element>(
+    a: &[A],
+    rows: usize,
+    weights: &PackedWeights,
+    epilogue: &Epilogue<'_, O>,
+    out: &mut [O],
+) -> Result<()> {
+    check_len("activations", a.len(), volume(&[rows, weights.inputs()]))?;
+    multiply(&rows::Dense::new(a, rows, weights.inputs()), weights, epilogue, out)
+}
+
+/// `out = scale * a b^T` for two activation matrices: `a` is (rows, inner), `b` is (columns, inner). `b` is packed on the way.
+///
+/// # Errors
+/// If a slice does not fit the dimensions.
+pub fn matmul_nt<A: Element, O: Element>(
+    a: &[A],
+    b: &[A],
+    (rows, columns, inner): (usize, usize, usize),
+    scale: f32,
+    out: &mut [O],
+) -> Result<()> {
+    check_len("left matrix", a.len(), volume(&[rows, inner]))?;
+    let kind = if A::IS_BF16 { WeightType::Bf16 } else { WeightType::F32 };
+    let packed = PackedWeights::pack(WeightSource::of(b), (columns, inner), kind, Columns::Plain)?;
+    check_dim("inner dimension", packed.inputs(), inner)?;
+    linear(a, rows, &packed, &Epilogue { scale, ..Epilogue::default() }, out)
+}

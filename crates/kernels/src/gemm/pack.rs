@@ -1,0 +1,248 @@
+//! Weights in the order in which the kernels read them.
+//!
+//! f32: panel after panel of 32 outputs, each `[k][32]`. bf16: `[k / 2][32][2]`, the inner dimension padded with zeros to a
+//! multiple of 32. One layout serves every instruction level: it is what AMX and the dot products want, and splits into two f32
+//! rows by a shift and a mask.
+
+use half::{bf16, f16};
+
+use super::PANEL;
+use crate::buffer::AlignedVec;
+use crate::error::{KernelError, Result, check_len, check_positive, volume};
+use crate::pool::parallel_chunks;
+use crate::simd::Element;
+
+/// Dense weights as a checkpoint holds them.
+#[derive(Debug, Clone, Copy)]
+pub enum WeightSource<'a> {
+    F32(&'a [f32]),
+    F16(&'a [f16]),
+    Bf16(&'a [bf16]),
+}
+
+impl<'a> WeightSource<'a> {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            WeightSource::F32(w) => w.len(),
+            WeightSource::F16(w) => w.len(),
+            WeightSource::Bf16(w) => w.len(),
+        }
+    }
+
+    /// True without elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// A slice of an activation type as weights.
+    pub(crate) fn of<T: Element>(values: &'a [T]) -> Self {
+        // SAFETY: `Element` is sealed and has two types; `IS_BF16` tells which one this is.
+        unsafe {
+            if T::IS_BF16 {
+                WeightSource::Bf16(std::slice::from_raw_parts(values.as_ptr().cast(), values.len()))
+            } else {
+                WeightSource::F32(std::slice::from_raw_parts(values.as_ptr().cast(), values.len()))
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn get(&self, index: usize) -> f32 {
+        match self {
+            WeightSource::F32(w) => w[index],
+            WeightSource::F16(w) => w[index].to_f32(),
+            WeightSource::Bf16(w) => w[index].to_f32(),
+        }
+    }
+}
+
+/// What packed weights are held as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightType {
+    F32,
+    Bf16,
+}
+
+/// Order of the output columns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Columns {
+    /// As given.
+    Plain,
+    /// The first half are values and the second half gates: they are interleaved so that value times activated gate is
+    /// computed in registers (GEGLU, SwiGLU). The output has half as many columns.
+    Gated,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Data {
+    F32(AlignedVec<f32>),
+    Bf16(AlignedVec<bf16>),
+}
+
+/// Packed (out, in) weights.
+#[derive(Debug, Clone)]
+pub struct PackedWeights {
+    outputs: usize,
+    inputs: usize,
+    columns: Columns,
+    pub(super) data: Data,
+}
+
+/// How the inner dimension of the source is laid out: `inputs = taps * channels`, packed tap by tap, while the source has the
+/// taps innermost (a convolution's (out, in, kh, kw)). One tap is a plain matrix.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Inner {
+    pub(crate) taps: usize,
+}
+
+impl PackedWeights {
+    /// Packs (outputs, inputs) row-major weights.
+    ///
+    /// # Errors
+    /// If the length does not fit, a dimension is zero, or gated outputs are odd.
+    pub fn pack(source: WeightSource<'_>, dims: (usize, usize), to: WeightType, columns: Columns) -> Result<Self> {
+        Self::pack_inner(source, dims, to, columns, Inner { taps: 1 })
+    }
+
+    pub(crate) fn pack_inner(
+        source: WeightSource<'_>,
+        (outputs, inputs): (usize, usize),
+        to: WeightType,
+        columns: Columns,
+        inner: Inner,
+    ) -> Result<Self> {
+        check_positive("outputs", outputs)?;
+        check_positive("inputs", inputs)?;
+        check_len("weights", source.len(), volume(&[outputs, inputs]))?;
+        if columns == Columns::Gated && outputs % 2 == 1 {
+            return Err(KernelError::Dimension { what: "gated outputs", got: outputs, want: outputs + 1 });
+        }
+        let panels = panel_count(outputs, columns);
+        let channels = inputs / inner.taps;
+        let at = |row: usize, k: usize| row * inputs + (k % channels) * inner.taps + k / channels;
+        let fetch = |row: Option<usize>, k: usize| match row {
+            Some(row) if k < inputs => source.get(if inner.taps == 1 { row * inputs + k } else { at(row, k) }),
+            _ => 0.0,
+        };
+        let data = match to {
+            WeightType::F32 => {
+                let mut data = AlignedVec::zeroed(panels * inputs * PANEL);
+                parallel_chunks(&mut data, inputs * PANEL, |panel, out| {
+                    let rows = panel_rows(panel, outputs, columns);
+                    for (k, line) in out.chunks_exact_mut(PANEL).enumerate() {
+                        for (x, &row) in line.iter_mut().zip(&rows) {
+                            *x = fetch(row, k);
+                        }
+                    }
+                });
+                Data::F32(data)
+            }
+            WeightType::Bf16 => {
+                let padded = inputs.next_multiple_of(32);
+                let mut data = AlignedVec::zeroed(panels * padded * PANEL);
+                parallel_chunks(&mut data, padded * PANEL, |panel, out| {
+                    let rows = panel_rows(panel, outputs, columns);
+                    for (pair, line) in out.chunks_exact_mut(2 * PANEL).enumerate() {
+                        for (xs, &row) in line.as_chunks_mut::<2>().0.iter_mut().zip(&rows) {
+                            *xs = [fetch(row, 2 * pair), fetch(row, 2 * pair + 1)].map(Element::from_f32);
+                        }
+                    }
+                });
+                Data::Bf16(data)
+            }
+        };
+        Ok(Self { outputs, inputs, columns, data })
+    }
+
+    /// The dense weights back, (outputs, inputs) row-major: exactly what was packed, up to the rounding to the packed type.
+    pub fn unpack<T: Element>(&self) -> Vec<T> {
+        self.unpack_inner(Inner { taps: 1 })
+    }
+
+    pub(crate) fn unpack_inner<T: Element>(&self, inner: Inner) -> Vec<T> {
+        let channels = self.inputs / inner.taps;
+        let mut panel_and_lane = vec![(0, 0); self.outputs];
+        for panel in 0..self.panels() {
+            for (lane, row) in panel_rows(panel, self.outputs, self.columns).into_iter().enumerate() {
+                if let Some(row) = row {
+                    panel_and_lane[row] = (panel, lane);
+                }
+            }
+        }
+        let mut out = vec![T::default(); self.outputs * self.inputs];
+        parallel_chunks(&mut out, self.inputs, |row, line| {
+            let (panel, lane) = panel_and_lane[row];
+            for k in 0..self.inputs {
+                let value = match &self.data {
+                    Data::F32(data) => data[(panel * self.inputs + k) * PANEL + lane],
+                    Data::Bf16(data) => {
+                        let padded = self.inputs.next_multiple_of(32);
+                        data[(panel * padded + (k & !1)) * PANEL + 2 * lane + (k & 1)].to_f32()
+                    }
+                };
+                line[(k % channels) * inner.taps + k / channels] = T::from_f32(value);
+            }
+        });
+        out
+    }
+
+    /// Rows of the weight matrix.
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// Columns of the weight matrix.
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// Columns of the product: half the outputs for gated weights.
+    pub fn out_columns(&self) -> usize {
+        if self.is_gated() { self.outputs / 2 } else { self.outputs }
+    }
+
+    /// What the weights are held as.
+    pub fn weight_type(&self) -> WeightType {
+        match self.data {
+            Data::F32(_) => WeightType::F32,
+            Data::Bf16(_) => WeightType::Bf16,
+        }
+    }
+
+    /// Whether values and gates are interleaved.
+    pub fn is_gated(&self) -> bool {
+        self.columns == Columns::Gated
+    }
+
+    /// Memory held, in bytes.
+    pub fn bytes(&self) -> usize {
+        match &self.data {
+            Data::F32(data) => data.len() * 4,
+            Data::Bf16(data) => data.len() * 2,
+        }
+    }
+
+    pub(super) fn panels(&self) -> usize {
+        panel_count(self.outputs, self.columns)
+    }
+}
+
+fn panel_count(outputs: usize, columns: Columns) -> usize {
+    match columns {
+        Columns::Plain => outputs.div_ceil(PANEL),
+        Columns::Gated => (outputs / 2).div_ceil(PANEL / 2),
+    }
+}
+
+/// Which weight row each lane of a panel holds.
+fn panel_rows(panel: usize, outputs: usize, columns: Columns) -> [Option<usize>; PANEL] {
+    std::array::from_fn(|lane| match columns {
+        Columns::Plain => Some(panel * PANEL + lane).filter(|&row| row < outputs),
+        Columns::Gated => {
+            let half = outputs / 2;
+            let column = panel * (PANEL / 2) + lane % (PANEL / 2);
+            (column < half).then(|| column + if lane < PANEL / 2 { 0 } else { half })
+        }
+    })
+}

@@ -1,0 +1,5 @@
+//! Every kernel against a plain f64 reference, at every instruction level this machine has, over odd shapes and tails.
+#![allow(clippy::unwrap_used)]
+
+mod products;
+mod support;
