@@ -41,7 +41,9 @@ impl<T: Plain> AlignedVec<T> {
         let layout = Self::layout(len);
         // SAFETY: the layout's size is never zero.
         let raw = unsafe { alloc_zeroed(layout) };
-        let Some(start) = NonNull::new(raw.cast::<T>()) else { handle_alloc_error(layout) };
+        let Some(start) = NonNull::new(raw.cast::<T>()) else {
+            handle_alloc_error(layout)
+        };
         Self { start, len }
     }
 }
@@ -86,16 +88,32 @@ thread_local! {
     static SCRATCH: RefCell<Vec<AlignedVec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Runs `work` with `bytes` of this thread's scratch memory, aligned to 64 bytes, holding anything. Calls may nest.
-pub(crate) fn with_scratch<R>(bytes: usize, work: impl FnOnce(&mut [u8]) -> R) -> R {
-    let kept = SCRATCH.with_borrow_mut(Vec::pop);
-    let mut buffer = match kept {
-        Some(buffer) if buffer.len() >= bytes => buffer,
-        _ => AlignedVec::zeroed(bytes.next_multiple_of(1 << 16)),
-    };
-    let result = work(&mut buffer[..bytes]);
-    SCRATCH.with_borrow_mut(|kept| kept.push(buffer));
-    result
+/// Scratch memory of this thread, aligned to 64 bytes, holding anything; given back when dropped. Several may be alive.
+pub(crate) struct Scratch {
+    buffer: Option<AlignedVec<u8>>,
+}
+
+impl Scratch {
+    pub(crate) fn new(bytes: usize) -> Self {
+        let kept = SCRATCH.with_borrow_mut(Vec::pop);
+        let buffer = match kept {
+            Some(buffer) if buffer.len() >= bytes => buffer,
+            _ => AlignedVec::zeroed(bytes.next_multiple_of(1 << 16)),
+        };
+        Self { buffer: Some(buffer) }
+    }
+
+    pub(crate) fn area(&mut self) -> &mut [u8] {
+        self.buffer.as_deref_mut().unwrap_or_default()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Some(buffer) = self.buffer.take() {
+            SCRATCH.with_borrow_mut(|kept| kept.push(buffer));
+        }
+    }
 }
 
 /// Splits the first `len` elements of type `T` off a scratch area; the rest starts on a 64-byte boundary again.

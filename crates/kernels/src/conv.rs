@@ -1,7 +1,7 @@
 //! Convolution over NHWC pictures as a product over gathered windows.
 
 use crate::error::{Result, check_dim, check_len, check_positive, volume};
-use crate::gemm::rows::Windows;
+use crate::gemm::rows::Rows;
 use crate::gemm::{Columns, Epilogue, PackedWeights, WeightSource, WeightType, multiply};
 use crate::simd::Element;
 
@@ -23,7 +23,14 @@ impl ConvShape {
     /// A square window with the padding that keeps the size.
     pub fn same(in_channels: usize, out_channels: usize, kernel: usize) -> Self {
         let p = kernel / 2;
-        Self { in_channels, out_channels, kernel: (kernel, kernel), stride: (1, 1), padding: (p, p, p, p), upsample: false }
+        Self {
+            in_channels,
+            out_channels,
+            kernel: (kernel, kernel),
+            stride: (1, 1),
+            padding: (p, p, p, p),
+            upsample: false,
+        }
     }
 
     /// Height and width of the output.
@@ -38,11 +45,27 @@ impl ConvShape {
         let (top, bottom, left, right) = self.padding;
         let side = |what, size: usize, pad: usize, kernel: usize, stride: usize| {
             let full = size.saturating_mul(double).saturating_add(pad);
-            if full < kernel { check_dim(what, full, kernel).map(|()| 0) } else { Ok((full - kernel) / stride + 1) }
+            if full < kernel {
+                check_dim(what, full, kernel).map(|()| 0)
+            } else {
+                Ok((full - kernel) / stride + 1)
+            }
         };
         Ok((
-            side("padded height", height, top.saturating_add(bottom), self.kernel.0, self.stride.0)?,
-            side("padded width", width, left.saturating_add(right), self.kernel.1, self.stride.1)?,
+            side(
+                "padded height",
+                height,
+                top.saturating_add(bottom),
+                self.kernel.0,
+                self.stride.0,
+            )?,
+            side(
+                "padded width",
+                width,
+                left.saturating_add(right),
+                self.kernel.1,
+                self.stride.1,
+            )?,
         ))
     }
 }
@@ -64,12 +87,17 @@ impl PackedConv {
         let dims = (shape.out_channels, volume(&[taps, shape.in_channels]));
         check_positive("window", taps)?;
         let inner = crate::gemm::Inner { taps };
-        Ok(Self { shape, weights: PackedWeights::pack_inner(source, dims, to, Columns::Plain, inner)? })
+        Ok(Self {
+            shape,
+            weights: PackedWeights::pack_inner(source, dims, to, Columns::Plain, inner)?,
+        })
     }
 
     /// The (out, in, kh, kw) weights back, exact up to the rounding to the packed type.
     pub fn unpack<T: Element>(&self) -> Vec<T> {
-        self.weights.unpack_inner(crate::gemm::Inner { taps: self.shape.kernel.0 * self.shape.kernel.1 })
+        self.weights.unpack_inner(crate::gemm::Inner {
+            taps: self.shape.kernel.0 * self.shape.kernel.1,
+        })
     }
 
     /// Its shape.
@@ -102,8 +130,8 @@ pub fn conv2d<A: Element, O: Element>(
     let shape = &conv.shape;
     let size = shape.output(height, width)?;
     check_len("picture", x.len(), volume(&[batch, height, width, shape.in_channels]))?;
-    let windows = Windows {
-        x,
+    let windows = Rows {
+        x: A::view(x),
         size: (height, width, shape.in_channels),
         batch,
         out: size,
@@ -112,5 +140,5 @@ pub fn conv2d<A: Element, O: Element>(
         before: (shape.padding.0, shape.padding.2),
         doubling: u32::from(shape.upsample),
     };
-    multiply(&windows, &conv.weights, epilogue, out)
+    multiply(&windows, &conv.weights, &epilogue.finish(), O::view_mut(out))
 }

@@ -38,7 +38,9 @@ impl Isa {
     }
 
     fn from_name(name: &str) -> Option<Isa> {
-        Isa::ALL.into_iter().find(|isa| isa.name().eq_ignore_ascii_case(name.trim()))
+        Isa::ALL
+            .into_iter()
+            .find(|isa| isa.name().eq_ignore_ascii_case(name.trim()))
     }
 
     fn from_code(code: u8) -> Option<Isa> {
@@ -58,7 +60,9 @@ pub fn detected() -> Isa {
 /// The level in use.
 pub fn isa() -> Isa {
     Isa::from_code(CURRENT.load(Ordering::Relaxed)).unwrap_or_else(|| {
-        let wanted = std::env::var("SD_KERNELS_ISA").ok().and_then(|name| Isa::from_name(&name));
+        let wanted = std::env::var("SD_KERNELS_ISA")
+            .ok()
+            .and_then(|name| Isa::from_name(&name));
         set_isa(wanted.unwrap_or(Isa::Amx))
     })
 }
@@ -83,7 +87,11 @@ fn detect() -> Isa {
     if !has!("avx512bf16") {
         return Isa::Avx512;
     }
-    if crate::amx::available() { Isa::Amx } else { Isa::Avx512Bf16 }
+    if crate::amx::available() {
+        Isa::Amx
+    } else {
+        Isa::Avx512Bf16
+    }
 }
 
 #[cfg(not(target_arch = "x86_64"))]

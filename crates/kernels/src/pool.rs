@@ -73,7 +73,11 @@ fn pool() -> &'static Pool {
     POOL.get_or_init(|| {
         let pool = Pool {
             shared: Arc::new(Shared {
-                state: Mutex::new(State { job: None, epoch: 0, helpers: 0 }),
+                state: Mutex::new(State {
+                    job: None,
+                    epoch: 0,
+                    helpers: 0,
+                }),
                 wake: Condvar::new(),
                 epoch: AtomicUsize::new(0),
             }),
@@ -90,16 +94,18 @@ impl Pool {
     fn resize(&self, count: &mut usize, helpers: usize) {
         lock(&self.shared.state).helpers = helpers;
         self.shared.wake.notify_all();
-        let mut started = (*count).min(helpers);
-        for number in started..helpers {
+        let kept = (*count).min(helpers);
+        *count = kept;
+        for number in kept..helpers {
             let shared = Arc::clone(&self.shared);
-            let spawned = std::thread::Builder::new().name(format!("kernel-{number}")).spawn(move || help(&shared, number));
+            let spawned = std::thread::Builder::new()
+                .name(format!("kernel-{number}"))
+                .spawn(move || help(&shared, number));
             if spawned.is_err() {
                 break;
             }
-            started += 1;
+            *count += 1;
         }
-        *count = started;
     }
 }
 
@@ -164,7 +170,13 @@ pub fn parallel_for(tasks: usize, run: impl Fn(usize) + Sync) {
 fn share(shared: &Shared, tasks: usize, run: &(dyn Fn(usize) + Sync)) {
     // SAFETY: only the lifetime is erased; this function does not return before every thread has let go of the job.
     let run = unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const (dyn Fn(usize) + Sync)>(run) };
-    let job = Arc::new(Job { run, tasks, next: AtomicUsize::new(0), busy: AtomicUsize::new(0), panic: Mutex::new(None) });
+    let job = Arc::new(Job {
+        run,
+        tasks,
+        next: AtomicUsize::new(0),
+        busy: AtomicUsize::new(0),
+        panic: Mutex::new(None),
+    });
     {
         let mut state = lock(&shared.state);
         state.job = Some(Arc::clone(&job));
@@ -203,21 +215,23 @@ unsafe impl<T: Send> Sync for SharedMut<'_, T> {}
 
 impl<'a, T> SharedMut<'a, T> {
     pub(crate) fn new(slice: &'a mut [T]) -> Self {
-        Self { start: slice.as_mut_ptr(), len: slice.len(), life: std::marker::PhantomData }
+        Self {
+            start: slice.as_mut_ptr(),
+            len: slice.len(),
+            life: std::marker::PhantomData,
+        }
     }
 
     /// # Safety
     /// No two pieces alive at the same time may overlap.
-    #[expect(clippy::mut_from_ref, reason = "that is its purpose; the caller promises disjoint pieces")]
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "that is its purpose; the caller promises disjoint pieces"
+    )]
     pub(crate) unsafe fn piece(&self, from: usize, to: usize) -> &mut [T] {
         assert!(from <= to && to <= self.len, "piece {from}..{to} of {}", self.len);
         // SAFETY: in bounds, and disjoint by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(from), to - from) }
-    }
-
-    /// First element; for kernels that write strided rows.
-    pub(crate) fn start(&self) -> *mut T {
-        self.start
     }
 }
 

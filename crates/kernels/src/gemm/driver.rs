@@ -6,16 +6,16 @@
 
 use half::bf16;
 
-use super::epilogue::{Epilogue, Target};
+use super::PANEL;
+use super::epilogue::{Finish, Target};
 use super::micro::{PanelPtr, block_f32};
 use super::pack::{Data, PackedWeights};
-use super::rows::{Piece, RowSource};
-use super::PANEL;
-use crate::buffer::{carve, carved_bytes, with_scratch};
+use super::rows::{Piece, Rows};
+use crate::buffer::{Scratch, carve, carved_bytes};
 use crate::error::{Result, check_len, volume};
 use crate::isa::{Isa, isa};
-use crate::pool::{SharedMut, parallel_for, threads};
-use crate::simd::{Element, Kernel, LANES, Simd, dispatch, load_some, store_some};
+use crate::pool::{parallel_for, threads};
+use crate::simd::{Element, Kernel, LANES, Simd, View, ViewMut, dispatch, inlined, load_some, store_some};
 
 /// How the sums are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,68 +64,66 @@ impl Plan {
         let inner = weights.inputs().next_multiple_of(32);
         let depth = inner.div_ceil(inner.div_ceil(most_depth)).next_multiple_of(32);
         let total_panels = weights.panels();
-        let most_rows = if total_panels > 20 && depth < inner { most_rows * 2 / 3 } else { most_rows };
+        let most_rows = if total_panels > 20 && depth < inner {
+            most_rows * 2 / 3
+        } else {
+            most_rows
+        };
         let rows_per_task = rows.div_ceil(rows.div_ceil(most_rows)).next_multiple_of(unit);
         let row_tasks = rows.div_ceil(rows_per_task);
         // Wide products are cut so that the waiting sums stay in the second-level cache, short ones to feed every thread.
         let wanted = (3 * threads()).div_ceil(row_tasks).min(total_panels.div_ceil(4));
         let runs = wanted.max(total_panels.div_ceil(40)).max(1);
-        Self { method, rows: rows_per_task, panels: total_panels.div_ceil(runs), depth }
+        Self {
+            method,
+            rows: rows_per_task,
+            panels: total_panels.div_ceil(runs),
+            depth,
+        }
     }
 }
 
 /// `out = epilogue(a w^T)`.
-pub(crate) fn multiply<A: Element, O: Element, R: RowSource<A>>(
-    a: &R,
-    weights: &PackedWeights,
-    epilogue: &Epilogue<'_, O>,
-    out: &mut [O],
-) -> Result<()> {
-    let rows = a.rows();
+pub(crate) fn multiply(a: &Rows<'_>, weights: &PackedWeights, finish: &Finish<'_>, out: ViewMut<'_>) -> Result<()> {
+    let rows = a.count();
     let columns = weights.out_columns();
     check_len("output", out.len(), volume(&[rows, columns]))?;
-    epilogue.check(rows, columns, weights.is_gated())?;
+    finish.check(rows, columns, weights.is_gated())?;
     if rows == 0 {
         return Ok(());
     }
     let plan = Plan::new(method(weights), rows, weights);
-    let out = SharedMut::new(out);
-    let target = Target { out: out.start(), columns, gated: weights.is_gated() };
-    let shared = Shared(target);
+    let target = Target::new(out, columns, weights.is_gated());
     let row_tasks = rows.div_ceil(plan.rows);
     let runs = weights.panels().div_ceil(plan.panels);
     parallel_for(row_tasks * runs, |task| {
         let (block, run) = (task / runs, task % runs);
         let rows = (block * plan.rows, ((block + 1) * plan.rows).min(rows));
         let panels = (run * plan.panels, ((run + 1) * plan.panels).min(weights.panels()));
-        dispatch(Task { a, weights, epilogue, target: shared.get(), plan, rows, panels, types: std::marker::PhantomData });
+        dispatch(Task {
+            a,
+            weights,
+            finish,
+            target: &target,
+            plan,
+            rows,
+            panels,
+        });
     });
     Ok(())
 }
 
-/// The output, handed to all tasks: each writes its own rows and columns.
-struct Shared<O>(Target<O>);
-// SAFETY: tasks write disjoint parts of the output.
-unsafe impl<O: Send> Sync for Shared<O> {}
-
-impl<O> Shared<O> {
-    fn get(&self) -> &Target<O> {
-        &self.0
-    }
-}
-
-struct Task<'a, A, O, R> {
-    a: &'a R,
+struct Task<'a> {
+    a: &'a Rows<'a>,
     weights: &'a PackedWeights,
-    epilogue: &'a Epilogue<'a, O>,
-    target: &'a Target<O>,
+    finish: &'a Finish<'a>,
+    target: &'a Target<'a>,
     plan: Plan,
     rows: (usize, usize),
     panels: (usize, usize),
-    types: std::marker::PhantomData<A>,
 }
 
-impl<A: Element, O: Element, R: RowSource<A>> Kernel for Task<'_, A, O, R> {
+impl Kernel for Task<'_> {
     type Out = ();
 
     #[inline(always)]
@@ -150,11 +148,18 @@ struct Step {
     last: bool,
 }
 
-impl<A: Element, O: Element, R: RowSource<A>> Task<'_, A, O, R> {
+impl Task<'_> {
     /// Walks the depth blocks and panels. `load(k0, k1)` makes the rows ready, `block(step, from, rows)` adds a few rows' sums
     /// at `step.sums`; each is finished as soon as it is complete, while still in cache.
     #[inline(always)]
-    fn walk<S: Simd>(&self, s: S, kept: &mut [f32], unit: usize, mut load: impl FnMut(usize, usize), block: impl Fn(&Step, usize, usize)) {
+    fn walk<S: Simd>(
+        &self,
+        s: S,
+        kept: &mut [f32],
+        unit: usize,
+        mut load: impl FnMut(usize, usize),
+        block: impl Fn(&Step, usize, usize),
+    ) {
         let inner = self.weights.inputs();
         let (first_row, rows) = (self.rows.0, self.rows.1 - self.rows.0);
         let single = inner <= self.plan.depth;
@@ -163,9 +168,19 @@ impl<A: Element, O: Element, R: RowSource<A>> Task<'_, A, O, R> {
             let k1 = (k0 + self.plan.depth).min(inner);
             load(k0, k1);
             for panel in self.panels.0..self.panels.1 {
-                let start = if single { 0 } else { (panel - self.panels.0) * padded * PANEL };
+                let start = if single {
+                    0
+                } else {
+                    (panel - self.panels.0) * padded * PANEL
+                };
                 let sums = kept[start..].as_mut_ptr();
-                let step = Step { panel, k0, sums, first: k0 == 0, last: k1 == inner };
+                let step = Step {
+                    panel,
+                    k0,
+                    sums,
+                    first: k0 == 0,
+                    last: k1 == inner,
+                };
                 for row in (0..rows).step_by(unit) {
                     let count = unit.min(rows - row);
                     block(&step, row, count);
@@ -173,7 +188,7 @@ impl<A: Element, O: Element, R: RowSource<A>> Task<'_, A, O, R> {
                         // SAFETY: the block's sums are complete; these rows and panels are this task's alone.
                         unsafe {
                             let sums = step.sums.add(row * PANEL);
-                            self.target.finish(s, self.epilogue, sums, count, first_row + row, panel);
+                            self.target.finish(s, self.finish, sums, count, first_row + row, panel);
                         }
                     }
                 }
@@ -193,21 +208,30 @@ impl<A: Element, O: Element, R: RowSource<A>> Task<'_, A, O, R> {
         let unit = if S::REGISTERS == 32 { 12 } else { 4 };
         let rows = self.rows.1 - self.rows.0;
         let round = matches!(self.weights.data, Data::Bf16(_));
-        let direct = if A::IS_BF16 || round { None } else { self.a.dense() };
+        let direct = match self.a.x {
+            View::F32(values) if !round && self.a.is_dense() => Some(values),
+            _ => None,
+        };
         // An odd number of cache lines per row keeps rows from falling into the same cache sets.
-        let lda = if direct.is_some() { self.weights.inputs() } else { self.plan.depth + LANES };
+        let lda = if direct.is_some() {
+            self.weights.inputs()
+        } else {
+            self.plan.depth + LANES
+        };
         let room = if direct.is_some() { 0 } else { rows * lda };
         let kept = self.kept(unit);
-        with_scratch(carved_bytes::<f32>(kept) + carved_bytes::<f32>(room), |scratch| {
-            let (kept, scratch) = carve::<f32>(scratch, kept);
-            let (packed, _) = carve::<f32>(scratch, room);
-            let base = match direct {
-                Some(values) => values[self.rows.0 * lda..].as_ptr().cast::<f32>(),
-                None => packed.as_ptr(),
-            };
-            let at = std::cell::Cell::new(0);
-            let depth = std::cell::Cell::new(0);
-            let load = |k0: usize, k1: usize| {
+        let mut scratch = Scratch::new(carved_bytes::<f32>(kept) + carved_bytes::<f32>(room));
+        let (kept, scratch) = carve::<f32>(scratch.area(), kept);
+        let (packed, _) = carve::<f32>(scratch, room);
+        let base = match direct {
+            Some(values) => values[self.rows.0 * lda..].as_ptr(),
+            None => packed.as_ptr(),
+        };
+        let at = std::cell::Cell::new(0);
+        let depth = std::cell::Cell::new(0);
+        let load = inlined(
+            #[inline(always)]
+            |k0: usize, k1: usize| {
                 depth.set(k1 - k0);
                 if direct.is_some() {
                     at.set(k0);
@@ -217,16 +241,30 @@ impl<A: Element, O: Element, R: RowSource<A>> Task<'_, A, O, R> {
                     depth.set((k1 - k0).next_multiple_of(2));
                 }
                 gather_f32(s, self.a, self.rows, (k0, k1), packed, lda, round);
-            };
-            self.walk(s, kept, unit, load, |step, row, count| {
+            },
+        );
+        self.walk(
+            s,
+            kept,
+            unit,
+            load,
+            #[inline(always)]
+            |step, row, count| {
                 // SAFETY: the rows were made ready for this depth, the panel holds it, and the sums have room.
                 unsafe {
                     let a = base.add(row * lda + at.get());
                     let panel = self.panel_ptr(step);
-                    block_f32(s, (a, lda), panel, step.sums.add(row * PANEL), (count, depth.get()), !step.first);
+                    block_f32(
+                        s,
+                        (a, lda),
+                        panel,
+                        step.sums.add(row * PANEL),
+                        (count, depth.get()),
+                        !step.first,
+                    );
                 }
-            });
-        });
+            },
+        );
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -236,16 +274,25 @@ impl<A: Element, O: Element, R: RowSource<A>> Task<'_, A, O, R> {
         let rows = self.rows.1 - self.rows.0;
         let lda = self.plan.depth + 2 * LANES;
         let kept = self.kept(unit);
-        with_scratch(carved_bytes::<f32>(kept) + carved_bytes::<bf16>(rows * lda), |scratch| {
-            let (kept, scratch) = carve::<f32>(scratch, kept);
-            let (packed, _) = carve::<bf16>(scratch, rows * lda);
-            let base = packed.as_ptr();
-            let depth = std::cell::Cell::new(0);
-            let load = |k0: usize, k1: usize| {
+        let mut scratch = Scratch::new(carved_bytes::<f32>(kept) + carved_bytes::<bf16>(rows * lda));
+        let (kept, scratch) = carve::<f32>(scratch.area(), kept);
+        let (packed, _) = carve::<bf16>(scratch, rows * lda);
+        let base = packed.as_ptr();
+        let depth = std::cell::Cell::new(0);
+        let load = inlined(
+            #[inline(always)]
+            |k0: usize, k1: usize| {
                 depth.set((k1 - k0).next_multiple_of(2));
                 gather_bf16(s, self.a, self.rows, (k0, k1), packed, |row, k| row * lda + k);
-            };
-            self.walk(s, kept, unit, load, |step, row, count| {
+            },
+        );
+        self.walk(
+            s,
+            kept,
+            unit,
+            load,
+            #[inline(always)]
+            |step, row, count| {
                 if let PanelPtr::Pairs(b) = self.panel_ptr(step) {
                     // SAFETY: as in `run_f32`; the method was chosen because the machine has the instructions.
                     unsafe {
@@ -253,8 +300,8 @@ impl<A: Element, O: Element, R: RowSource<A>> Task<'_, A, O, R> {
                         super::micro::block_dot((base.add(row * lda), lda), b, c, (count, depth.get()), !step.first);
                     }
                 }
-            });
-        });
+            },
+        );
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -264,21 +311,30 @@ impl<A: Element, O: Element, R: RowSource<A>> Task<'_, A, O, R> {
         let unit = 32;
         let rows = self.rows.1 - self.rows.0;
         let per_tile_row = self.plan.depth / 32 * TILE;
-        let room = rows.next_multiple_of(16) / 16 * per_tile_row;
+        let room = rows.div_ceil(16) * per_tile_row;
         let kept = self.kept(unit);
         // SAFETY: the method was chosen because tiles are available.
         let tiles = unsafe { Tiles::configure() };
-        with_scratch(carved_bytes::<f32>(kept) + carved_bytes::<bf16>(room), |scratch| {
-            let (kept, scratch) = carve::<f32>(scratch, kept);
-            let (packed, _) = carve::<bf16>(scratch, room);
-            let base = packed.as_ptr();
-            let steps = std::cell::Cell::new(0);
-            let load = |k0: usize, k1: usize| {
+        let mut scratch = Scratch::new(carved_bytes::<f32>(kept) + carved_bytes::<bf16>(room));
+        let (kept, scratch) = carve::<f32>(scratch.area(), kept);
+        let (packed, _) = carve::<bf16>(scratch, room);
+        let base = packed.as_ptr();
+        let steps = std::cell::Cell::new(0);
+        let load = inlined(
+            #[inline(always)]
+            |k0: usize, k1: usize| {
                 steps.set((k1 - k0).div_ceil(32));
                 let index = |row: usize, k: usize| row / 16 * per_tile_row + k / 32 * TILE + row % 16 * 32 + k % 32;
                 gather_bf16(s, self.a, self.rows, (k0, k1), packed, index);
-            };
-            self.walk(s, kept, unit, load, |step, row, count| {
+            },
+        );
+        self.walk(
+            s,
+            kept,
+            unit,
+            load,
+            #[inline(always)]
+            |step, row, count| {
                 if let PanelPtr::Pairs(b) = self.panel_ptr(step) {
                     // SAFETY: packed rows are readable up to a multiple of 16 (what lies beyond the last row is never stored),
                     // and the sums have room for a multiple of 32 rows.
@@ -296,11 +352,15 @@ impl<A: Element, O: Element, R: RowSource<A>> Task<'_, A, O, R> {
                             c_row: 4 * PANEL,
                             accumulate: !step.first,
                         };
-                        if count > 16 { product_2x2(&tiles, block) } else { product_1x2(&tiles, block) }
+                        if count > 16 {
+                            product_2x2(&tiles, block);
+                        } else {
+                            product_1x2(&tiles, block);
+                        }
                     }
                 }
-            });
-        });
+            },
+        );
         drop(tiles);
     }
 
@@ -316,31 +376,37 @@ impl<A: Element, O: Element, R: RowSource<A>> Task<'_, A, O, R> {
     }
 }
 
-/// Gathers rows as f32, `lda` apart; with `round`, to the nearest bf16, and an odd depth gets a zero behind it.
+/// Gathers rows as f32, `lda` apart; with `round`, to the nearest bf16. An odd depth gets a zero behind it.
 #[inline(always)]
-fn gather_f32<S: Simd, A: Element, R: RowSource<A>>(
+fn gather_f32<S: Simd>(
     s: S,
-    source: &R,
+    a: &Rows<'_>,
     rows: (usize, usize),
     (k0, k1): (usize, usize),
     out: &mut [f32],
     lda: usize,
     round: bool,
 ) {
-    source.gather(rows, (k0, k1), |row, k, piece| match piece {
-        Piece::Values(values) => {
-            let line = &mut out[row * lda + k..][..values.len()];
-            for (to, from) in line.chunks_mut(LANES).zip(values.chunks(LANES)) {
-                store_some(s, to, load_some(s, from));
-                if round && !A::IS_BF16 {
-                    for x in to {
-                        *x = bf16::from_f32(*x).to_f32();
+    a.gather(
+        rows,
+        (k0, k1),
+        #[inline(always)]
+        |row, k, piece| match piece {
+            Piece::Values(start, length) => {
+                let line = &mut out[row * lda + k..][..length];
+                match a.x {
+                    View::F32(x) => copy(s, &x[start..start + length], line),
+                    View::Bf16(x) => copy(s, &x[start..start + length], line),
+                }
+                if round && matches!(a.x, View::F32(_)) {
+                    for x in line {
+                        *x = <bf16 as Element>::from_f32(*x).to_f32();
                     }
                 }
             }
-        }
-        Piece::Zeros(count) => out[row * lda + k..][..count].fill(0.0),
-    });
+            Piece::Zeros(count) => out[row * lda + k..][..count].fill(0.0),
+        },
+    );
     if (k1 - k0) % 2 == 1 {
         for row in 0..rows.1 - rows.0 {
             out[row * lda + k1 - k0] = 0.0;
@@ -351,22 +417,37 @@ fn gather_f32<S: Simd, A: Element, R: RowSource<A>>(
 /// Gathers rows as bf16. `index(row, k)` says where the column `k` of a row goes; 32 columns from a multiple of 32 on lie
 /// together. The depth is filled up with zeros to a multiple of 32.
 #[inline(always)]
-fn gather_bf16<S: Simd, A: Element, R: RowSource<A>>(
+fn gather_bf16<S: Simd>(
     s: S,
-    source: &R,
+    a: &Rows<'_>,
     rows: (usize, usize),
     (k0, k1): (usize, usize),
     out: &mut [bf16],
     index: impl Fn(usize, usize) -> usize,
 ) {
     let depth = k1 - k0;
-    let aligned = source.granularity() % 32 == 0 || source.granularity() == usize::MAX;
-    if !(aligned && k0.is_multiple_of(32)) {
-        // Pieces start anywhere: element by element.
-        source.gather(rows, (k0, k1), |row, k, piece| match piece {
-            Piece::Values(values) => {
-                for (i, x) in values.iter().enumerate() {
-                    out[index(row, k + i)] = bf16::from_f32(x.to_f32());
+    let aligned = a.is_aligned() && k0.is_multiple_of(32);
+    a.gather(
+        rows,
+        (k0, k1),
+        #[inline(always)]
+        |row, k, piece| match piece {
+            Piece::Values(start, length) if aligned => {
+                for at in (0..length).step_by(32) {
+                    let part = (length - at).min(32);
+                    let to = &mut out[index(row, k + at)..][..part];
+                    match a.x {
+                        View::F32(x) => copy(s, &x[start + at..][..part], to),
+                        View::Bf16(x) => to.copy_from_slice(&x[start + at..][..part]),
+                    }
+                }
+            }
+            Piece::Values(start, length) => {
+                for i in 0..length {
+                    out[index(row, k + i)] = match a.x {
+                        View::F32(x) => Element::from_f32(x[start + i]),
+                        View::Bf16(x) => x[start + i],
+                    };
                 }
             }
             Piece::Zeros(count) => {
@@ -374,28 +455,19 @@ fn gather_bf16<S: Simd, A: Element, R: RowSource<A>>(
                     out[index(row, k)] = bf16::ZERO;
                 }
             }
-        });
-    } else {
-        source.gather(rows, (k0, k1), |row, k, piece| match piece {
-            Piece::Values(values) => {
-                for (i, from) in values.chunks(32).enumerate() {
-                    let to = &mut out[index(row, k + 32 * i)..][..from.len()];
-                    for (to, from) in to.chunks_mut(LANES).zip(from.chunks(LANES)) {
-                        store_some(s, to, load_some(s, from));
-                    }
-                }
-            }
-            Piece::Zeros(count) => {
-                for (i, at) in (k..k + count).step_by(32).enumerate() {
-                    out[index(row, at)..][..32.min(count - 32 * i)].fill(bf16::ZERO);
-                }
-            }
-        });
-    }
-    if depth % 32 != 0 {
+        },
+    );
+    if !depth.is_multiple_of(32) {
         for row in 0..rows.1 - rows.0 {
             let start = index(row, depth / 32 * 32);
             out[start + depth % 32..start + 32].fill(bf16::ZERO);
         }
+    }
+}
+
+#[inline(always)]
+fn copy<S: Simd, A: Element, B: Element>(s: S, from: &[A], to: &mut [B]) {
+    for (to, from) in to.chunks_mut(LANES).zip(from.chunks(LANES)) {
+        store_some(s, to, load_some(s, from));
     }
 }

@@ -1,8 +1,10 @@
 //! What happens to a sum before it is stored.
 
+use half::bf16;
+
 use super::PANEL;
 use crate::error::{Result, check_dim, check_len, check_positive, volume};
-use crate::simd::{Element, LANES, Simd, load_some, store_some};
+use crate::simd::{Element, LANES, Simd, View, ViewMut, inlined, load_some, store_some};
 
 /// Applied to each sum; for gated weights, to the gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -32,7 +34,7 @@ impl Activation {
             Activation::GeluTanh => {
                 // x (1 + tanh u) / 2 = x sigmoid(2 u)
                 let cubic = s.fma(s.mul(x, x), s.splat(0.044_715), s.splat(1.0));
-                s.mul(x, s.sigmoid(s.mul(s.mul(x, cubic), s.splat(1.595_769_1))))
+                s.mul(x, s.sigmoid(s.mul(s.mul(x, cubic), s.splat(1.595_769))))
             }
             Activation::QuickGelu => s.mul(x, s.sigmoid(s.mul(x, s.splat(1.702)))),
         }
@@ -70,7 +72,42 @@ impl<O> Default for Epilogue<'_, O> {
     }
 }
 
-impl<O: Element> Epilogue<'_, O> {
+impl<'a, O: Element> Epilogue<'a, O> {
+    pub(crate) fn finish(&self) -> Finish<'a> {
+        let Self {
+            scale,
+            bias,
+            row_bias,
+            gate,
+            rows_per_group,
+            activation,
+            residual,
+        } = *self;
+        Finish {
+            scale,
+            bias,
+            row_bias,
+            gate,
+            rows_per_group,
+            activation,
+            residual: residual.map(O::view),
+        }
+    }
+}
+
+/// An [`Epilogue`] with the type of its residual as a value.
+#[derive(Clone, Copy)]
+pub(crate) struct Finish<'a> {
+    scale: f32,
+    bias: Option<&'a [f32]>,
+    row_bias: Option<&'a [f32]>,
+    gate: Option<&'a [f32]>,
+    rows_per_group: usize,
+    activation: Activation,
+    residual: Option<View<'a>>,
+}
+
+impl Finish<'_> {
     /// Checks every part against the output's dimensions.
     pub(crate) fn check(&self, rows: usize, columns: usize, gated: bool) -> Result<()> {
         if let Some(bias) = self.bias {
@@ -90,97 +127,139 @@ impl<O: Element> Epilogue<'_, O> {
         }
         Ok(())
     }
+
+    #[inline(always)]
+    fn residual<S: Simd>(&self, s: S, at: usize, width: usize) -> Option<S::V> {
+        self.residual.map(
+            #[inline(always)]
+            |residual| match residual {
+                View::F32(r) => load_some(s, &r[at..at + width]),
+                View::Bf16(r) => load_some(s, &r[at..at + width]),
+            },
+        )
+    }
 }
 
-/// Where a finished block goes.
-pub(super) struct Target<O> {
-    pub(super) out: *mut O,
-    pub(super) columns: usize,
-    pub(super) gated: bool,
+enum OutPtr {
+    F32(*mut f32),
+    Bf16(*mut bf16),
 }
 
-impl<O: Element> Target<O> {
+/// Where finished blocks go; each task writes its own rows and columns.
+pub(super) struct Target<'a> {
+    out: OutPtr,
+    columns: usize,
+    gated: bool,
+    life: std::marker::PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: the output is written only through `finish`, whose callers promise disjoint parts.
+unsafe impl Sync for Target<'_> {}
+
+impl<'a> Target<'a> {
+    pub(super) fn new(out: ViewMut<'a>, columns: usize, gated: bool) -> Self {
+        let out = match out {
+            ViewMut::F32(out) => OutPtr::F32(out.as_mut_ptr()),
+            ViewMut::Bf16(out) => OutPtr::Bf16(out.as_mut_ptr()),
+        };
+        Self {
+            out,
+            columns,
+            gated,
+            life: std::marker::PhantomData,
+        }
+    }
+
     /// Finishes `rows` rows of one panel, held as f32 at `sums` with 32 columns a row, and stores them from row `first_row`.
     ///
     /// # Safety
-    /// `sums` must hold the rows, `out` must be the whole output, the epilogue must have been checked against it, and no other
-    /// thread may touch these rows and columns of it.
+    /// `sums` must hold the rows, the output must have `columns` columns and these rows, the epilogue must have been checked
+    /// against it, and no other thread may touch these rows and columns of it.
     #[inline(always)]
     pub(super) unsafe fn finish<S: Simd>(
         &self,
         s: S,
-        ep: &Epilogue<'_, O>,
+        ep: &Finish<'_>,
         sums: *const f32,
         rows: usize,
         first_row: usize,
         panel: usize,
-    ) {
-        // SAFETY: passed on.
-        unsafe {
-            match ep.activation {
-                Activation::None => self.rows(s, ep, sums, rows, first_row, panel, |_, x| x),
-                act @ Activation::Silu => self.rows(s, ep, sums, rows, first_row, panel, |s, x| act.apply(s, x)),
-                act => self.rows(s, ep, sums, rows, first_row, panel, |s, x| act.apply(s, x)),
-            }
-        }
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "one block of an inlined kernel")]
-    #[inline(always)]
-    unsafe fn rows<S: Simd>(
-        &self,
-        s: S,
-        ep: &Epilogue<'_, O>,
-        sums: *const f32,
-        rows: usize,
-        first_row: usize,
-        panel: usize,
-        act: impl Fn(S, S::V) -> S::V,
     ) {
         let step = if self.gated { PANEL / 2 } else { PANEL };
         for part in (0..step).step_by(LANES) {
             let column = panel * step + part;
-            if column >= self.columns {
-                return;
+            if column < self.columns {
+                // SAFETY: passed on.
+                unsafe { self.part(s, ep, sums, rows, first_row, (column, part)) };
             }
-            let width = (self.columns - column).min(LANES);
-            let bias_at = |offset: usize| ep.bias.map_or(s.zero(), |b| load_some(s, &b[offset + column..][..width]));
-            let (bias, gate_bias) = (bias_at(0), if self.gated { bias_at(self.columns) } else { s.zero() });
-            let scale = s.splat(ep.scale);
-            let (mut group, mut left) = (first_row / ep.rows_per_group, ep.rows_per_group - first_row % ep.rows_per_group);
-            let per_group = |values: Option<&[f32]>, group: usize, other: f32| {
-                values.map_or(s.splat(other), |v| load_some(s, &v[group * self.columns + column..][..width]))
-            };
-            let grouped = ep.row_bias.is_some() || ep.gate.is_some();
-            let (mut row_bias, mut gate) = (per_group(ep.row_bias, group, 0.0), per_group(ep.gate, group, 1.0));
-            for row in 0..rows {
-                if grouped && left == 0 {
+        }
+    }
+
+    /// Sixteen columns of [`Self::finish`].
+    #[inline(always)]
+    unsafe fn part<S: Simd>(
+        &self,
+        s: S,
+        ep: &Finish<'_>,
+        sums: *const f32,
+        rows: usize,
+        first_row: usize,
+        (column, part): (usize, usize),
+    ) {
+        let width = (self.columns - column).min(LANES);
+        let bias_at = inlined(
+            #[inline(always)]
+            |offset: usize| match ep.bias {
+                Some(b) => load_some(s, &b[offset + column..][..width]),
+                None => s.zero(),
+            },
+        );
+        let (bias, gate_bias) = (bias_at(0), if self.gated { bias_at(self.columns) } else { s.zero() });
+        let scale = s.splat(ep.scale);
+        let mut group = first_row / ep.rows_per_group;
+        let mut left = ep.rows_per_group - first_row % ep.rows_per_group;
+        let per_group = inlined(
+            #[inline(always)]
+            |values: Option<&[f32]>, group: usize, other: f32| match values {
+                Some(v) => load_some(s, &v[group * self.columns + column..][..width]),
+                None => s.splat(other),
+            },
+        );
+        let grouped = ep.row_bias.is_some() || ep.gate.is_some();
+        let (mut row_bias, mut gate) = (per_group(ep.row_bias, group, 0.0), per_group(ep.gate, group, 1.0));
+        for row in 0..rows {
+            if grouped {
+                if left == 0 {
                     group += 1;
                     left = ep.rows_per_group;
                     row_bias = per_group(ep.row_bias, group, 0.0);
                     gate = per_group(ep.gate, group, 1.0);
                 }
-                left = left.wrapping_sub(1);
-                // SAFETY: within the block's 32 columns.
-                let sum = unsafe { s.load(sums.add(row * PANEL + part)) };
-                let mut v = s.fma(sum, scale, bias);
-                if self.gated {
-                    // SAFETY: as above; gates are the upper half of the panel.
-                    let sum = unsafe { s.load(sums.add(row * PANEL + LANES)) };
-                    v = s.mul(v, act(s, s.fma(sum, scale, gate_bias)));
-                } else {
-                    v = act(s, if grouped { s.add(v, row_bias) } else { v });
+                left -= 1;
+            }
+            // SAFETY: within the block's 32 columns.
+            let sum = unsafe { s.load(sums.add(row * PANEL + part)) };
+            let mut v = s.fma(sum, scale, bias);
+            if self.gated {
+                // SAFETY: as above; gates are the upper half of the panel.
+                let sum = unsafe { s.load(sums.add(row * PANEL + LANES)) };
+                v = s.mul(v, ep.activation.apply(s, s.fma(sum, scale, gate_bias)));
+            } else {
+                v = ep.activation.apply(s, if grouped { s.add(v, row_bias) } else { v });
+            }
+            if ep.gate.is_some() {
+                v = s.mul(v, gate);
+            }
+            let at = (first_row + row) * self.columns + column;
+            if let Some(residual) = ep.residual(s, at, width) {
+                v = s.add(v, residual);
+            }
+            // SAFETY: this part of the row is this thread's alone, and inside the output.
+            unsafe {
+                match self.out {
+                    OutPtr::F32(out) => store_some(s, std::slice::from_raw_parts_mut(out.add(at), width), v),
+                    OutPtr::Bf16(out) => store_some(s, std::slice::from_raw_parts_mut(out.add(at), width), v),
                 }
-                if ep.gate.is_some() {
-                    v = s.mul(v, gate);
-                }
-                let at = (first_row + row) * self.columns + column;
-                if let Some(residual) = ep.residual {
-                    v = s.add(v, load_some(s, &residual[at..at + width]));
-                }
-                // SAFETY: this part of the row is this thread's alone, and inside the output.
-                let out = unsafe { std::slice::from_raw_parts_mut(self.out.add(at), width) };
-                store_some(s, out, v);
             }
         }
     }

@@ -184,7 +184,14 @@ pub(super) unsafe fn block_dot(
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 #[inline]
-unsafe fn dot_tile<const MR: usize>(a: *const bf16, lda: usize, b: *const bf16, c: *mut f32, depth: usize, accumulate: bool) {
+unsafe fn dot_tile<const MR: usize>(
+    a: *const bf16,
+    lda: usize,
+    b: *const bf16,
+    c: *mut f32,
+    depth: usize,
+    accumulate: bool,
+) {
     use std::arch::x86_64::*;
     // SAFETY: the caller's promise; a vector of 32 bf16 is 64 plain bytes.
     unsafe {
@@ -192,7 +199,10 @@ unsafe fn dot_tile<const MR: usize>(a: *const bf16, lda: usize, b: *const bf16, 
         let mut sums = [[_mm512_setzero_ps(); 2]; MR];
         if accumulate {
             for (i, line) in sums.iter_mut().enumerate() {
-                *line = [_mm512_loadu_ps(c.add(i * PANEL)), _mm512_loadu_ps(c.add(i * PANEL + LANES))];
+                *line = [
+                    _mm512_loadu_ps(c.add(i * PANEL)),
+                    _mm512_loadu_ps(c.add(i * PANEL + LANES)),
+                ];
             }
         }
         for k in 0..depth / 2 {

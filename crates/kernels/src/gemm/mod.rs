@@ -1,7 +1,7 @@
 //! Products of activations with weights: packed once, multiplied in cache blocks, finished in registers.
 //!
 //! `out[m, n] = finish(sum_k a[m, k] * w[n, k])`. Weights are (out, in) as models store them, packed into panels of 32 output
-//! columns. Activations are read where they lie or gathered block by block ([`rows::RowSource`]), so a convolution is the same
+//! columns. Activations are read where they lie or gathered block by block ([`rows::Rows`]), so a convolution is the same
 //! product without an im2col matrix. What follows the sum ([`Epilogue`]) is applied while the block is in cache.
 //!
 //! With bf16 weights the activations are rounded to bf16 and products summed in f32, at every instruction level.
@@ -35,7 +35,12 @@ pub fn linear<A: Element, O: Element>(
     out: &mut [O],
 ) -> Result<()> {
     check_len("activations", a.len(), volume(&[rows, weights.inputs()]))?;
-    multiply(&rows::Dense::new(a, rows, weights.inputs()), weights, epilogue, out)
+    multiply(
+        &rows::Rows::dense(A::view(a), rows, weights.inputs()),
+        weights,
+        &epilogue.finish(),
+        O::view_mut(out),
+    )
 }
 
 /// `out = scale * a b^T` for two activation matrices: `a` is (rows, inner), `b` is (columns, inner). `b` is packed on the way.
@@ -51,7 +56,16 @@ pub fn matmul_nt<A: Element, O: Element>(
 ) -> Result<()> {
     check_len("left matrix", a.len(), volume(&[rows, inner]))?;
     let kind = if A::IS_BF16 { WeightType::Bf16 } else { WeightType::F32 };
-    let packed = PackedWeights::pack(WeightSource::of(b), (columns, inner), kind, Columns::Plain)?;
+    let packed = PackedWeights::pack(WeightSource::of(A::view(b)), (columns, inner), kind, Columns::Plain)?;
     check_dim("inner dimension", packed.inputs(), inner)?;
-    linear(a, rows, &packed, &Epilogue { scale, ..Epilogue::default() }, out)
+    linear(
+        a,
+        rows,
+        &packed,
+        &Epilogue {
+            scale,
+            ..Epilogue::default()
+        },
+        out,
+    )
 }

@@ -10,7 +10,7 @@ use super::PANEL;
 use crate::buffer::AlignedVec;
 use crate::error::{KernelError, Result, check_len, check_positive, volume};
 use crate::pool::parallel_chunks;
-use crate::simd::Element;
+use crate::simd::{Element, View};
 
 /// Dense weights as a checkpoint holds them.
 #[derive(Debug, Clone, Copy)]
@@ -35,15 +35,11 @@ impl<'a> WeightSource<'a> {
         self.len() == 0
     }
 
-    /// A slice of an activation type as weights.
-    pub(crate) fn of<T: Element>(values: &'a [T]) -> Self {
-        // SAFETY: `Element` is sealed and has two types; `IS_BF16` tells which one this is.
-        unsafe {
-            if T::IS_BF16 {
-                WeightSource::Bf16(std::slice::from_raw_parts(values.as_ptr().cast(), values.len()))
-            } else {
-                WeightSource::F32(std::slice::from_raw_parts(values.as_ptr().cast(), values.len()))
-            }
+    /// Activations as weights.
+    pub(crate) fn of(values: View<'a>) -> Self {
+        match values {
+            View::F32(v) => WeightSource::F32(v),
+            View::Bf16(v) => WeightSource::Bf16(v),
         }
     }
 
@@ -116,7 +112,11 @@ impl PackedWeights {
         check_positive("inputs", inputs)?;
         check_len("weights", source.len(), volume(&[outputs, inputs]))?;
         if columns == Columns::Gated && outputs % 2 == 1 {
-            return Err(KernelError::Dimension { what: "gated outputs", got: outputs, want: outputs + 1 });
+            return Err(KernelError::Dimension {
+                what: "gated outputs",
+                got: outputs,
+                want: outputs + 1,
+            });
         }
         let panels = panel_count(outputs, columns);
         let channels = inputs / inner.taps;
@@ -152,7 +152,12 @@ impl PackedWeights {
                 Data::Bf16(data)
             }
         };
-        Ok(Self { outputs, inputs, columns, data })
+        Ok(Self {
+            outputs,
+            inputs,
+            columns,
+            data,
+        })
     }
 
     /// The dense weights back, (outputs, inputs) row-major: exactly what was packed, up to the rounding to the packed type.
@@ -199,7 +204,11 @@ impl PackedWeights {
 
     /// Columns of the product: half the outputs for gated weights.
     pub fn out_columns(&self) -> usize {
-        if self.is_gated() { self.outputs / 2 } else { self.outputs }
+        if self.is_gated() {
+            self.outputs / 2
+        } else {
+            self.outputs
+        }
     }
 
     /// What the weights are held as.

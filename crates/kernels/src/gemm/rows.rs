@@ -1,66 +1,12 @@
 //! Where the rows of the left matrix come from.
 
-use crate::simd::Element;
+use crate::simd::View;
 
-/// Rows of the left matrix of a product, read piece by piece.
-pub(crate) trait RowSource<A: Element>: Sync {
-    fn rows(&self) -> usize;
-    fn inner(&self) -> usize;
-    /// Pieces start and end at multiples of this many columns (or at the end of a row).
-    fn granularity(&self) -> usize;
-    /// All rows one after another, if they lie so.
-    fn dense(&self) -> Option<&[A]>;
-    /// Calls `put(row - from, column - k0, piece)` for the columns `k0..k1` of the rows `from..to`; columns not named are zero
-    /// and are told by `put` with `Err(length)`.
-    fn gather<'s>(&'s self, rows: (usize, usize), columns: (usize, usize), put: impl FnMut(usize, usize, Piece<'s, A>));
-}
-
-/// A run of neighbouring columns of one row.
+/// The windows of a convolution over an NHWC picture: row = output pixel, column = (ky, kx, channel). A plain matrix is the case
+/// of one tap ([`Rows::dense`]).
 #[derive(Clone, Copy)]
-pub(crate) enum Piece<'s, A> {
-    Values(&'s [A]),
-    Zeros(usize),
-}
-
-/// A row-major matrix.
-pub(crate) struct Dense<'a, A> {
-    values: &'a [A],
-    rows: usize,
-    inner: usize,
-}
-
-impl<'a, A> Dense<'a, A> {
-    /// `values` must hold `rows * inner` elements.
-    pub(crate) fn new(values: &'a [A], rows: usize, inner: usize) -> Self {
-        debug_assert_eq!(values.len(), rows * inner);
-        Self { values, rows, inner }
-    }
-}
-
-impl<A: Element> RowSource<A> for Dense<'_, A> {
-    fn rows(&self) -> usize {
-        self.rows
-    }
-    fn inner(&self) -> usize {
-        self.inner
-    }
-    fn granularity(&self) -> usize {
-        usize::MAX
-    }
-    fn dense(&self) -> Option<&[A]> {
-        Some(self.values)
-    }
-    #[inline(always)]
-    fn gather<'s>(&'s self, (from, to): (usize, usize), (k0, k1): (usize, usize), mut put: impl FnMut(usize, usize, Piece<'s, A>)) {
-        for row in from..to {
-            put(row - from, 0, Piece::Values(&self.values[row * self.inner + k0..row * self.inner + k1]));
-        }
-    }
-}
-
-/// The windows of a convolution over an NHWC picture: row = output pixel, column = (ky, kx, channel).
-pub(crate) struct Windows<'a, A> {
-    pub(crate) x: &'a [A],
+pub(crate) struct Rows<'a> {
+    pub(crate) x: View<'a>,
     /// Height, width and channels of the picture in memory.
     pub(crate) size: (usize, usize, usize),
     pub(crate) batch: usize,
@@ -73,22 +19,44 @@ pub(crate) struct Windows<'a, A> {
     pub(crate) doubling: u32,
 }
 
-impl<A: Element> RowSource<A> for Windows<'_, A> {
-    fn rows(&self) -> usize {
+impl<'a> Rows<'a> {
+    /// A row-major matrix.
+    pub(crate) fn dense(x: View<'a>, rows: usize, inner: usize) -> Self {
+        Self {
+            x,
+            size: (rows, 1, inner),
+            batch: 1,
+            out: (rows, 1),
+            kernel: (1, 1),
+            stride: (1, 1),
+            before: (0, 0),
+            doubling: 0,
+        }
+    }
+
+    pub(crate) fn count(&self) -> usize {
         self.batch * self.out.0 * self.out.1
     }
-    fn inner(&self) -> usize {
-        self.kernel.0 * self.kernel.1 * self.size.2
-    }
-    fn granularity(&self) -> usize {
-        self.size.2
-    }
-    fn dense(&self) -> Option<&[A]> {
+
+    /// Whether the rows lie one after another as they are.
+    pub(crate) fn is_dense(&self) -> bool {
         let plain = self.kernel == (1, 1) && self.stride == (1, 1) && self.before == (0, 0) && self.doubling == 0;
-        (plain && self.out == (self.size.0, self.size.1)).then_some(self.x)
+        plain && self.out == (self.size.0, self.size.1)
     }
+
+    /// Whether pieces start at multiples of 32 columns when the columns asked for do.
+    pub(crate) fn is_aligned(&self) -> bool {
+        self.size.2.is_multiple_of(32) || self.kernel == (1, 1)
+    }
+
+    /// Calls `put(row - from, column - k0, piece)` for the columns `k0..k1` of the rows `from..to`.
     #[inline(always)]
-    fn gather<'s>(&'s self, (from, to): (usize, usize), (k0, k1): (usize, usize), mut put: impl FnMut(usize, usize, Piece<'s, A>)) {
+    pub(crate) fn gather(
+        &self,
+        (from, to): (usize, usize),
+        (k0, k1): (usize, usize),
+        mut put: impl FnMut(usize, usize, Piece),
+    ) {
         let (height, width, channels) = self.size;
         let (full_height, full_width) = (height << self.doubling, width << self.doubling);
         for tap in k0 / channels..k1.div_ceil(channels) {
@@ -103,7 +71,7 @@ impl<A: Element> RowSource<A> for Windows<'_, A> {
                 let x = (ox * self.stride.1 + kx).wrapping_sub(self.before.1);
                 let piece = if y < full_height && x < full_width {
                     let pixel = (image * height + (y >> self.doubling)) * width + (x >> self.doubling);
-                    Piece::Values(&self.x[pixel * channels + first..][..length])
+                    Piece::Values(pixel * channels + first, length)
                 } else {
                     Piece::Zeros(length)
                 };
@@ -120,4 +88,12 @@ impl<A: Element> RowSource<A> for Windows<'_, A> {
             }
         }
     }
+}
+
+/// A run of neighbouring columns of one row.
+#[derive(Clone, Copy)]
+pub(crate) enum Piece {
+    /// Start in the picture and length.
+    Values(usize, usize),
+    Zeros(usize),
 }

@@ -7,9 +7,7 @@ mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub(crate) use portable::Portable;
-#[cfg(target_arch = "x86_64")]
-pub(crate) use x86::{Avx2, Avx512};
+use portable::Portable;
 
 use half::bf16;
 
@@ -17,6 +15,7 @@ use half::bf16;
 pub(crate) const LANES: usize = 16;
 
 /// Operations on sixteen lanes. `*_n` forms touch only the first `n` lanes of memory and read zeros beyond.
+#[allow(dead_code)]
 pub(crate) trait Simd: Copy {
     type V: Copy;
     /// Vector registers of sixteen lanes' worth: how large a register block may be (32 or 8).
@@ -116,8 +115,44 @@ pub(crate) trait Simd: Copy {
     }
 }
 
+/// A slice of either element type. The kernels take these, so that they are compiled once, in this crate.
+#[derive(Debug, Clone, Copy)]
+pub enum View<'a> {
+    F32(&'a [f32]),
+    Bf16(&'a [bf16]),
+}
+
+/// A mutable slice of either element type.
+#[derive(Debug)]
+pub enum ViewMut<'a> {
+    F32(&'a mut [f32]),
+    Bf16(&'a mut [bf16]),
+}
+
+impl View<'_> {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            View::F32(v) => v.len(),
+            View::Bf16(v) => v.len(),
+        }
+    }
+}
+
+impl ViewMut<'_> {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            ViewMut::F32(v) => v.len(),
+            ViewMut::Bf16(v) => v.len(),
+        }
+    }
+}
+
 /// What activations may be stored as: f32 or bf16.
 pub trait Element: Copy + Default + Send + Sync + std::fmt::Debug + PartialEq + 'static + private::Lanes {
+    /// A slice with its type as a value.
+    fn view(values: &[Self]) -> View<'_>;
+    /// A mutable slice with its type as a value.
+    fn view_mut(values: &mut [Self]) -> ViewMut<'_>;
     /// Its value.
     fn to_f32(self) -> f32;
     /// The nearest value of this type.
@@ -187,6 +222,12 @@ impl private::Lanes for bf16 {
 }
 
 impl Element for f32 {
+    fn view(values: &[f32]) -> View<'_> {
+        View::F32(values)
+    }
+    fn view_mut(values: &mut [f32]) -> ViewMut<'_> {
+        ViewMut::F32(values)
+    }
     #[inline(always)]
     fn to_f32(self) -> f32 {
         self
@@ -198,6 +239,12 @@ impl Element for f32 {
 }
 
 impl Element for bf16 {
+    fn view(values: &[bf16]) -> View<'_> {
+        View::Bf16(values)
+    }
+    fn view_mut(values: &mut [bf16]) -> ViewMut<'_> {
+        ViewMut::Bf16(values)
+    }
     #[inline(always)]
     fn to_f32(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
@@ -229,6 +276,13 @@ pub(crate) fn store_some<S: Simd, T: Element>(s: S, dst: &mut [T], v: S::V) {
     T::store(s, &mut chunk, v);
     let n = dst.len();
     dst.copy_from_slice(&chunk[..n]);
+}
+
+/// Names a closure that is marked `#[inline(always)]` (the attribute is allowed on arguments only). A closure that is not
+/// inlined into its kernel would be compiled without the level's instructions.
+#[inline(always)]
+pub(crate) fn inlined<F>(closure: F) -> F {
+    closure
 }
 
 /// A computation that is compiled once for each level.

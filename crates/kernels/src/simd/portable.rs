@@ -163,7 +163,12 @@ impl Simd for Portable {
         for (i, h) in half.iter_mut().enumerate() {
             *h = a[i] + a[i + 8];
         }
-        let quarter = [half[0] + half[4], half[1] + half[5], half[2] + half[6], half[3] + half[7]];
+        let quarter = [
+            half[0] + half[4],
+            half[1] + half[5],
+            half[2] + half[6],
+            half[3] + half[7],
+        ];
         (quarter[0] + quarter[2]) + (quarter[1] + quarter[3])
     }
     #[inline(always)]

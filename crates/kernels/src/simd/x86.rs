@@ -46,7 +46,10 @@ fn both(a: W, b: W, f: impl Fn(__m256, __m256) -> __m256) -> W {
 /// Lane masks for the first `n` of eight.
 #[inline(always)]
 unsafe fn mask8(n: usize) -> __m256i {
-    op!(_mm256_cmpgt_epi32(_mm256_set1_epi32(n as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)))
+    op!(_mm256_cmpgt_epi32(
+        _mm256_set1_epi32(n as i32),
+        _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)
+    ))
 }
 
 #[inline(always)]
@@ -76,7 +79,11 @@ impl Simd for Avx2 {
     unsafe fn load_n(self, p: *const f32, n: usize) -> W {
         op!((
             _mm256_maskload_ps(p, mask8(n)),
-            if n > 8 { _mm256_maskload_ps(p.add(8), mask8(n - 8)) } else { _mm256_setzero_ps() }
+            if n > 8 {
+                _mm256_maskload_ps(p.add(8), mask8(n - 8))
+            } else {
+                _mm256_setzero_ps()
+            }
         ))
     }
     #[inline(always)]
@@ -84,7 +91,7 @@ impl Simd for Avx2 {
         op!({
             _mm256_storeu_ps(p, v.0);
             _mm256_storeu_ps(p.add(8), v.1);
-        })
+        });
     }
     #[inline(always)]
     unsafe fn store_n(self, p: *mut f32, v: W, n: usize) {
@@ -93,7 +100,7 @@ impl Simd for Avx2 {
             if n > 8 {
                 _mm256_maskstore_ps(p.add(8), mask8(n - 8), v.1);
             }
-        })
+        });
     }
     #[inline(always)]
     unsafe fn load_bf16(self, p: *const bf16) -> W {
@@ -110,7 +117,7 @@ impl Simd for Avx2 {
         op!({
             let packed = _mm256_packus_epi32(narrow8(v.0), narrow8(v.1));
             _mm256_storeu_si256(p.cast(), _mm256_permute4x64_epi64(packed, 0b11_01_10_00));
-        })
+        });
     }
     #[inline(always)]
     unsafe fn load_pairs(self, p: *const bf16) -> (W, W) {
@@ -118,7 +125,10 @@ impl Simd for Avx2 {
             let split = |q: *const bf16| {
                 let bits = _mm256_loadu_si256(q.cast());
                 let high = _mm256_and_si256(bits, _mm256_set1_epi32(-0x1_0000));
-                (_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16)), _mm256_castsi256_ps(high))
+                (
+                    _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16)),
+                    _mm256_castsi256_ps(high),
+                )
             };
             let (a, b) = (split(p), split(p.add(16)));
             ((a.0, b.0), (a.1, b.1))
@@ -158,11 +168,15 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn copysign(self, a: W, b: W) -> W {
-        both(self.abs(a), b, |x, y| op!(_mm256_or_ps(x, _mm256_and_ps(_mm256_set1_ps(-0.0), y))))
+        both(self.abs(a), b, |x, y| {
+            op!(_mm256_or_ps(x, _mm256_and_ps(_mm256_set1_ps(-0.0), y)))
+        })
     }
     #[inline(always)]
     fn round(self, a: W) -> W {
-        both(a, a, |x, _| op!(_mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)))
+        both(a, a, |x, _| {
+            op!(_mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC))
+        })
     }
     #[inline(always)]
     fn scale2(self, a: W, n: W) -> W {
@@ -219,15 +233,18 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: __m512) {
-        op!(_mm512_storeu_ps(p, v))
+        op!(_mm512_storeu_ps(p, v));
     }
     #[inline(always)]
     unsafe fn store_n(self, p: *mut f32, v: __m512, n: usize) {
-        op!(_mm512_mask_storeu_ps(p, mask16(n), v))
+        op!(_mm512_mask_storeu_ps(p, mask16(n), v));
     }
     #[inline(always)]
     unsafe fn load_bf16(self, p: *const bf16) -> __m512 {
-        op!(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast())), 16)))
+        op!(_mm512_castsi512_ps(_mm512_slli_epi32(
+            _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast())),
+            16
+        )))
     }
     #[inline(always)]
     unsafe fn store_bf16(self, p: *mut bf16, v: __m512) {
@@ -238,14 +255,17 @@ impl Simd for Avx512 {
             let nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
             let kept = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x40_0000));
             _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
-        })
+        });
     }
     #[inline(always)]
     unsafe fn load_pairs(self, p: *const bf16) -> (__m512, __m512) {
         op!({
             let bits = _mm512_loadu_si512(p.cast());
             let high = _mm512_and_si512(bits, _mm512_set1_epi32(-0x1_0000));
-            (_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16)), _mm512_castsi512_ps(high))
+            (
+                _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16)),
+                _mm512_castsi512_ps(high),
+            )
         })
     }
     #[inline(always)]

@@ -72,13 +72,22 @@ fn check_linear<A: Element, O: Element>(kind: WeightType, level: Isa) {
         let packed = PackedWeights::pack(WeightSource::F32(&w), (n, k), kind, Columns::Plain).unwrap();
         let (a_used, w_used) = match kind {
             WeightType::F32 => (wide(&a), wide(&w)),
-            WeightType::Bf16 => (wide(&rounded(&a.iter().map(|x| x.to_f32()).collect::<Vec<_>>())), wide(&rounded(&w))),
+            WeightType::Bf16 => (
+                wide(&rounded(&a.iter().map(|x| x.to_f32()).collect::<Vec<_>>())),
+                wide(&rounded(&w)),
+            ),
         };
         assert_eq!(wide(&packed.unpack::<f32>()), w_used, "unpacked weights");
         let (sums, scale) = product(&a_used, &w_used, (m, n, k));
         let mut out = vec![O::default(); m * n];
         linear(&a, m, &packed, &Epilogue::default(), &mut out).unwrap();
-        assert_close(&format!("{level:?} {kind:?} {m}x{n}x{k}"), &out, &sums, &scale, sum_bound(k));
+        assert_close(
+            &format!("{level:?} {kind:?} {m}x{n}x{k}"),
+            &out,
+            &sums,
+            &scale,
+            sum_bound(k),
+        );
     }
 }
 
@@ -111,7 +120,13 @@ fn check_epilogues<O: Element>(kind: WeightType) {
         WeightType::Bf16 => wide(&rounded(&a.iter().map(|x| x.to_f32()).collect::<Vec<_>>())),
     };
     let (sums, _) = product(&a_used, &wide(&source), (m, 2 * n, k));
-    for act in [Activation::None, Activation::Silu, Activation::GeluErf, Activation::GeluTanh, Activation::QuickGelu] {
+    for act in [
+        Activation::None,
+        Activation::Silu,
+        Activation::GeluErf,
+        Activation::GeluTanh,
+        Activation::QuickGelu,
+    ] {
         let mut out = vec![O::default(); m * n];
         let plain = PackedWeights::pack(WeightSource::F32(&source[..n * k]), (n, k), kind, Columns::Plain).unwrap();
         let ep = Epilogue {
@@ -135,7 +150,12 @@ fn check_epilogues<O: Element>(kind: WeightType) {
         assert_close(&format!("epilogue {act:?}"), &out, &want, &[10.0], 1e-6);
 
         let gated = PackedWeights::pack(WeightSource::F32(&source), (2 * n, k), kind, Columns::Gated).unwrap();
-        let ep = Epilogue { bias: Some(&bias), activation: act, residual: Some(&residual), ..Epilogue::default() };
+        let ep = Epilogue {
+            bias: Some(&bias),
+            activation: act,
+            residual: Some(&residual),
+            ..Epilogue::default()
+        };
         linear(&a, m, &gated, &ep, &mut out).unwrap();
         let want: Vec<f64> = (0..m * n)
             .map(|at| {
@@ -200,12 +220,47 @@ fn conv_shapes() -> Vec<((usize, usize, usize), ConvShape)> {
         ((2, 8, 8), same(32, 40, 3)),
         ((1, 9, 6), same(64, 33, 1)),
         ((2, 3, 5), same(17, 9, 3)),
-        ((1, 6, 6), ConvShape { upsample: true, ..same(32, 16, 3) }),
-        ((1, 8, 10), ConvShape { stride: (2, 2), ..same(16, 24, 3) }),
-        ((2, 7, 8), ConvShape { stride: (2, 2), padding: (0, 1, 0, 1), ..same(32, 5, 3) }),
-        ((1, 6, 5), ConvShape { kernel: (2, 3), stride: (2, 1), padding: (1, 0, 2, 1), ..same(9, 4, 3) }),
+        (
+            (1, 6, 6),
+            ConvShape {
+                upsample: true,
+                ..same(32, 16, 3)
+            },
+        ),
+        (
+            (1, 8, 10),
+            ConvShape {
+                stride: (2, 2),
+                ..same(16, 24, 3)
+            },
+        ),
+        (
+            (2, 7, 8),
+            ConvShape {
+                stride: (2, 2),
+                padding: (0, 1, 0, 1),
+                ..same(32, 5, 3)
+            },
+        ),
+        (
+            (1, 6, 5),
+            ConvShape {
+                kernel: (2, 3),
+                stride: (2, 1),
+                padding: (1, 0, 2, 1),
+                ..same(9, 4, 3)
+            },
+        ),
         ((1, 12, 11), same(96, 70, 3)),
-        ((1, 4, 4), ConvShape { kernel: (4, 4), stride: (4, 4), padding: (0, 0, 0, 0), ..same(3, 8, 3) }),
+        (
+            (1, 4, 4),
+            ConvShape {
+                kernel: (4, 4),
+                stride: (4, 4),
+                padding: (0, 0, 0, 0),
+                ..same(3, 8, 3)
+            },
+        ),
     ]
 }
 
@@ -221,7 +276,13 @@ fn check_conv<T: Element>(kind: WeightType, level: Isa) {
         let mut out = vec![T::default(); want.len()];
         conv2d(&x, size, &conv, &Epilogue::default(), &mut out).unwrap();
         let inner = shape.in_channels * shape.kernel.0 * shape.kernel.1;
-        assert_close(&format!("{level:?} {kind:?} conv {index}"), &out, &want, &scale, sum_bound(inner));
+        assert_close(
+            &format!("{level:?} {kind:?} conv {index}"),
+            &out,
+            &want,
+            &scale,
+            sum_bound(inner),
+        );
     }
 }
 
@@ -275,14 +336,28 @@ fn wrong_lengths_are_errors() {
     let plain = Epilogue::default();
     assert!(linear(&[0f32; 7], 2, &packed, &plain, &mut out).is_err());
     assert!(linear(&[0f32; 8], 2, &packed, &plain, &mut out[..5]).is_err());
-    let short = Epilogue { bias: Some(&[0.0; 2]), ..plain };
+    let short = Epilogue {
+        bias: Some(&[0.0; 2]),
+        ..plain
+    };
     assert!(linear(&[0f32; 8], 2, &packed, &short, &mut out).is_err());
-    let lone = Epilogue { row_bias: Some(&[0.0; 3]), rows_per_group: 1, ..plain };
+    let lone = Epilogue {
+        row_bias: Some(&[0.0; 3]),
+        rows_per_group: 1,
+        ..plain
+    };
     assert!(linear(&[0f32; 8], 2, &packed, &lone, &mut out).is_err());
     assert!(PackedWeights::pack(WeightSource::F32(&w), (3, 4), WeightType::F32, Columns::Gated).is_err());
     assert!(PackedWeights::pack(WeightSource::F32(&w), (0, 4), WeightType::F32, Columns::Plain).is_err());
     assert!(PackedWeights::pack(WeightSource::F32(&w), (usize::MAX, 4), WeightType::F32, Columns::Plain).is_err());
     let conv = PackedConv::pack(WeightSource::F32(&w), ConvShape::same(4, 3, 1), WeightType::F32).unwrap();
     assert!(conv2d(&[0f32; 3], (1, 1, 1), &conv, &plain, &mut [0f32; 3]).is_err());
-    assert!(ConvShape { padding: (0, 0, 0, 0), ..ConvShape::same(4, 3, 3) }.output(2, 5).is_err());
+    assert!(
+        ConvShape {
+            padding: (0, 0, 0, 0),
+            ..ConvShape::same(4, 3, 3)
+        }
+        .output(2, 5)
+        .is_err()
+    );
 }

@@ -53,7 +53,11 @@ impl Numbers {
 
 /// Unit roundoff of the type.
 pub fn epsilon<T: Element>() -> f64 {
-    if size_of::<T>() == 2 { 1.0 / 256.0 } else { f64::from(f32::EPSILON) }
+    if size_of::<T>() == 2 {
+        1.0 / 256.0
+    } else {
+        f64::from(f32::EPSILON)
+    }
 }
 
 pub fn wide<T: Element>(values: &[T]) -> Vec<f64> {
@@ -70,6 +74,9 @@ pub fn assert_close<T: Element>(what: &str, got: &[T], want: &[f64], scale: &[f6
     for (i, (got, want)) in got.iter().zip(want).enumerate() {
         let got = f64::from(got.to_f32());
         let allowed = bound * scale[i.min(scale.len() - 1)] + epsilon::<T>() * want.abs() + 1e-30;
-        assert!((got - want).abs() <= allowed, "{what}: element {i} is {got}, want {want} (allowed {allowed:e})");
+        assert!(
+            (got - want).abs() <= allowed,
+            "{what}: element {i} is {got}, want {want} (allowed {allowed:e})"
+        );
     }
 }

@@ -1,0 +1,111 @@
+//! Prints GFLOP/s of the products beside the machine's peak.
+//!
+//! `cargo run --release -p sd-kernels --example gflops [-- NAME]`. Rates are per second of processor time, so that other work on
+//! the machine disturbs them little; multiply by the number of cores.
+#![allow(clippy::unwrap_used)]
+
+use half::bf16;
+use sd_kernels::*;
+
+unsafe extern "C" {
+    fn clock_gettime(clock: i32, time: *mut [i64; 2]) -> i32;
+}
+
+/// Seconds of processor time this process has used.
+fn cpu_seconds() -> f64 {
+    const PROCESS_CPU_TIME: i32 = 2;
+    let mut time = [0i64; 2];
+    // SAFETY: the C library writes one timespec, two 64-bit numbers on the 64-bit systems this runs on.
+    unsafe { clock_gettime(PROCESS_CPU_TIME, &raw mut time) };
+    time[0] as f64 + time[1] as f64 * 1e-9
+}
+
+fn measure(name: &str, flop: f64, mut run: impl FnMut()) {
+    if std::env::args().nth(1).is_some_and(|filter| !name.contains(&filter)) {
+        return;
+    }
+    run();
+    let mut best = f64::MAX;
+    for _ in 0..5 {
+        let rounds = (2e9 / flop).ceil().max(1.0);
+        let start = cpu_seconds();
+        (0..rounds as usize).for_each(|_| run());
+        best = best.min((cpu_seconds() - start) / rounds);
+    }
+    println!("{name:<44} {:>9.1} GFLOP/s  {:>9.3} ms", flop / best / 1e9, best * 1e3);
+}
+
+fn products<T: Element>(kind: WeightType) {
+    let name = if size_of::<T>() == 2 { "bf16" } else { "f32" };
+    for (m, n, k) in [
+        (1024, 1024, 512),
+        (8192, 320, 320),
+        (2048, 640, 640),
+        (512, 1280, 1280),
+        (8192, 320, 1280),
+        (154, 640, 768),
+        (2, 1280, 1280),
+    ] {
+        let a = vec![T::from_f32(0.5); m * k];
+        let w = vec![0.25f32; n * k];
+        let packed = PackedWeights::pack(WeightSource::F32(&w), (n, k), kind, Columns::Plain).unwrap();
+        let mut out = vec![T::default(); m * n];
+        let bias = vec![0.1f32; n];
+        let ep = Epilogue {
+            bias: Some(&bias),
+            ..Epilogue::default()
+        };
+        measure(&format!("{name} linear {m}x{n}x{k}"), 2.0 * (m * n * k) as f64, || {
+            linear(&a, m, &packed, &ep, &mut out).unwrap();
+        });
+    }
+    let (m, n, k) = (8192, 2560, 320);
+    let a = vec![T::from_f32(0.5); m * k];
+    let packed = PackedWeights::pack(WeightSource::F32(&vec![0.25f32; n * k]), (n, k), kind, Columns::Gated).unwrap();
+    let mut out = vec![T::default(); m * n / 2];
+    let ep = Epilogue {
+        activation: Activation::GeluErf,
+        ..Epilogue::default()
+    };
+    measure(&format!("{name} geglu {m}x{n}x{k}"), 2.0 * (m * n * k) as f64, || {
+        linear(&a, m, &packed, &ep, &mut out).unwrap();
+    });
+    for (b, side, from, to, kernel) in [
+        (2, 64, 320, 320, 3),
+        (2, 32, 640, 640, 3),
+        (2, 16, 1280, 1280, 3),
+        (2, 8, 1280, 1280, 3),
+        (2, 64, 640, 320, 1),
+        (1, 256, 128, 128, 3),
+        (1, 256, 128, 3, 3),
+    ] {
+        let shape = ConvShape::same(from, to, kernel);
+        let x = vec![T::from_f32(0.5); b * side * side * from];
+        let conv = PackedConv::pack(
+            WeightSource::F32(&vec![0.25f32; from * to * kernel * kernel]),
+            shape,
+            kind,
+        )
+        .unwrap();
+        let mut out = vec![T::default(); b * side * side * to];
+        let bias = vec![0.1f32; to];
+        let ep = Epilogue {
+            bias: Some(&bias),
+            ..Epilogue::default()
+        };
+        let flop = 2.0 * (b * side * side * from * to * kernel * kernel) as f64;
+        measure(
+            &format!("{name} conv {b}x{side}x{side} {from}->{to} {kernel}x{kernel}"),
+            flop,
+            || {
+                conv2d(&x, (b, side, side), &conv, &ep, &mut out).unwrap();
+            },
+        );
+    }
+}
+
+fn main() {
+    println!("{:?}, {} threads", isa(), threads());
+    products::<f32>(WeightType::F32);
+    products::<bf16>(WeightType::Bf16);
+}
