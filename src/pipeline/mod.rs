@@ -6,14 +6,17 @@ use crate::domain::event::{Generation, Step};
 use crate::domain::model::ModelInfo;
 use crate::domain::request::GenerationRequest;
 
+pub mod device;
 mod error;
 pub mod flux;
+mod load;
 pub mod noise;
 pub mod preview;
 pub mod stable_diffusion;
 pub mod text;
 
 pub use error::PipelineError;
+pub use load::{LoadError, load, load_files};
 
 /// A loaded model that paints. Built in the model thread, used there alone: it need not be `Send`, and is not.
 pub trait Pipeline {

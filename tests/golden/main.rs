@@ -4,6 +4,7 @@
 mod flux;
 mod flux_blocks;
 mod noise;
+mod pictures;
 mod t5;
 mod schedulers;
 mod tokenizer;

@@ -1,5 +1,7 @@
 //! Why a prompt could not be read.
 
+use crate::models::ModelError;
+
 /// Errors of tokenizers and text encoders.
 #[derive(Debug, thiserror::Error)]
 pub enum TextError {
@@ -12,6 +14,9 @@ pub enum TextError {
     /// The tokenizer gave up on a text.
     #[error("the prompt could not be tokenised: {0}")]
     Tokenize(String),
+    /// The text encoder's weights could not be read again.
+    #[error(transparent)]
+    Load(#[from] ModelError),
     /// The text encoder failed.
     #[error("the text encoder failed: {0}")]
     Encoder(#[from] candle_core::Error),

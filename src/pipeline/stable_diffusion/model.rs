@@ -1,0 +1,165 @@
+//! A loaded Stable Diffusion model.
+
+use candle_core::{DType, Device};
+use serde_json::Value;
+
+use super::encoder::{TextEncoder, TextEncoders, UsualLayer};
+use crate::domain::load::Residency;
+use crate::domain::model::Family;
+use crate::models::ModelError;
+use crate::models::clip::ClipConfig;
+use crate::models::unet::{UNet, UNetConfig};
+use crate::models::vae::{Vae, VaeConfig};
+use crate::pipeline::LoadWatch;
+use crate::pipeline::preview::LatentColours;
+use crate::pipeline::text::{ClipTokenizer, Padding, TextError};
+use crate::schedulers::SchedulerConfig;
+use crate::weights::{Component, LayerTable, ModelFiles, TokenizerFiles, Weights};
+
+/// Where and how a model computes.
+#[derive(Clone, Debug)]
+pub struct Compute {
+    /// The device.
+    pub device: Device,
+    /// Numbers of the denoiser and the text encoders.
+    pub dtype: DType,
+    /// What becomes of the text encoders after use.
+    pub residency: Residency,
+}
+
+/// The parts of a loaded model.
+pub struct Parts {
+    /// Text encoders.
+    pub encoders: TextEncoders,
+    /// The denoiser.
+    pub unet: UNet,
+    /// Its layers, for LoRAs.
+    pub unet_layers: std::rc::Rc<LayerTable>,
+    /// Between pixels and latents.
+    pub vae: Vae,
+    /// The model's own scheduler configuration.
+    pub scheduler: SchedulerConfig,
+    /// An empty negative prompt is zeros.
+    pub zeros_for_empty: bool,
+    /// Latents to colours, where they are known.
+    pub colours: Option<LatentColours>,
+    /// Where and how it computes.
+    pub compute: Compute,
+}
+
+impl Parts {
+    /// Reads every part.
+    ///
+    /// # Errors
+    /// A part is missing, damaged, or asks for something that is not built here.
+    pub fn load(files: &ModelFiles, compute: Compute, watch: &mut dyn LoadWatch) -> Result<Self, PartsError> {
+        let (device, dtype) = (&compute.device, compute.dtype);
+        let index: Value = serde_json::from_str(files.model_index()).unwrap_or_default();
+        let unet_config = UNetConfig::parse(files.config(Component::Unet)?)?;
+        refuse_refiner(files, &unet_config)?;
+        let scheduler = SchedulerConfig::from_json(files.scheduler_config())?;
+
+        watch.progress("text encoders", 0.0);
+        let mut encoders = vec![encoder(files, Component::TextEncoder)?];
+        if files.family() == Family::Sdxl {
+            encoders.push(encoder(files, Component::TextEncoder2)?);
+        }
+        let mut encoders = TextEncoders::new(encoders, device.clone(), dtype);
+        encoders.load()?;
+
+        watch.progress("denoiser", 0.0);
+        let weights = Weights::new(files.tensors(Component::Unet)?, device.clone(), dtype);
+        let unet = UNet::load(&weights, &unet_config)?;
+        let unet_layers = std::rc::Rc::clone(weights.layers());
+
+        watch.progress("vae", 0.0);
+        let vae_config = VaeConfig::parse(files.config(Component::Vae)?)?;
+        let vae_dtype = vae_config.compute_dtype(dtype);
+        let weights = Weights::new(files.tensors(Component::Vae)?, device.clone(), vae_dtype);
+        let vae = Vae::load(&weights, &vae_config)?;
+        watch.progress("vae", 1.0);
+
+        let zeros_for_empty = files.family() == Family::Sdxl && index["force_zeros_for_empty_prompt"] != false;
+        Ok(Self {
+            encoders,
+            unet,
+            unet_layers,
+            colours: known_colours(&vae_config),
+            vae,
+            scheduler,
+            zeros_for_empty,
+            compute,
+        })
+    }
+
+    /// Whether the denoiser takes mask and masked picture beside the latents.
+    pub fn is_inpainting_model(&self) -> bool {
+        self.unet.config().in_channels > self.vae.config().latent_channels
+    }
+}
+
+/// Why a model could not be built from its files.
+#[derive(Debug, thiserror::Error)]
+pub enum PartsError {
+    /// A part could not be built.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A tokenizer could not be built.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// The scheduler configuration cannot be followed.
+    #[error(transparent)]
+    Scheduler(#[from] crate::schedulers::SchedulerError),
+    /// The model is one of its family that this worker cannot run.
+    #[error("{0}")]
+    Unsupported(&'static str),
+}
+
+impl From<crate::weights::WeightsError> for PartsError {
+    fn from(error: crate::weights::WeightsError) -> Self {
+        Self::Model(error.into())
+    }
+}
+
+fn refuse_refiner(files: &ModelFiles, unet: &UNetConfig) -> Result<(), PartsError> {
+    if !matches!(unet.in_channels, 4 | 9) {
+        return Err(PartsError::Unsupported(
+            "the unet has neither 4 nor 9 input channels; models for depth, editing by instruction and upscaling are not \
+             supported",
+        ));
+    }
+    if files.family() == Family::Sdxl && !files.has(Component::TextEncoder) {
+        return Err(PartsError::Unsupported(
+            "this SDXL model has only the second text encoder, as the refiner does; use a base model",
+        ));
+    }
+    Ok(())
+}
+
+fn encoder(files: &ModelFiles, component: Component) -> Result<TextEncoder, PartsError> {
+    let (tokenizer, padding) = match (component, files.family()) {
+        (Component::TextEncoder2, _) => (files.tokenizer_2()?, Padding::Bang),
+        (_, Family::Sd2) => (files.tokenizer()?, Padding::Bang),
+        _ => (files.tokenizer()?, Padding::End),
+    };
+    let tokenizer = match tokenizer {
+        TokenizerFiles::BuiltInClip => ClipTokenizer::built_in(padding)?,
+        files @ TokenizerFiles::Files(_) => ClipTokenizer::from_files(&|name| files.read(name))?,
+    };
+    let usual = match files.family() {
+        Family::Sdxl => UsualLayer::Penultimate,
+        _ => UsualLayer::Last,
+    };
+    let config = ClipConfig::parse(files.config(component)?)?;
+    Ok(TextEncoder::new(tokenizer, config, usual, files.tensors(component)?))
+}
+
+/// The latents of the VAEs that everyone uses; those of others are found when a preview is first asked for.
+fn known_colours(vae: &VaeConfig) -> Option<LatentColours> {
+    let full_size = vae.block_out_channels == [128, 256, 512, 512] && vae.latent_channels == 4;
+    match (full_size, (vae.scaling_factor * 1e5).round() as i64) {
+        (true, 18215) => Some(LatentColours::stable_diffusion()),
+        (true, 13025) => Some(LatentColours::sdxl()),
+        _ => None,
+    }
+}
