@@ -1,6 +1,6 @@
 //! The small model inside the program, so that a fresh machine paints without a download.
 
-use super::{Folder, ModelFiles, Tree, WeightsError};
+use super::{Folder, ModelFiles, OpenOptions, Tree, WeightsError};
 
 /// Its files, as a folder in diffusers' layout.
 const FILES: &[(&str, &[u8])] = &[];
@@ -19,6 +19,6 @@ pub(super) fn files() -> Result<ModelFiles, WeightsError> {
     };
     Ok(ModelFiles {
         source: "built in".to_owned(),
-        ..ModelFiles::from_folder(&Folder::built_in(tree))?
+        ..ModelFiles::from_folder(&Folder::built_in(tree), &OpenOptions::default())?
     })
 }

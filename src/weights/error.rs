@@ -87,6 +87,15 @@ pub enum WeightsError {
         /// The presets.
         presets: String,
     },
+    /// T5's tokenizer is nowhere.
+    #[error(
+        "the tokenizer of T5 is missing; give --tokenizer-2, or put it beside the model as \
+         `tokenizer_2/tokenizer.json` ({reason})"
+    )]
+    NoTokenizer {
+        /// Why the hub could not give it.
+        reason: String,
+    },
     /// The program has no model inside.
     #[error("no model is built in (feature `embedded-model` is off); name one with --model")]
     NoBuiltIn,

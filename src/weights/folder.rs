@@ -148,8 +148,8 @@ impl Folder {
                 files.insert(name.to_owned(), bytes);
             }
         }
-        let complete = files.contains_key("tokenizer.json")
-            || (files.contains_key("vocab.json") && files.contains_key("merges.txt"));
+        let has = |name| files.contains_key(name);
+        let complete = has("tokenizer.json") || has("spiece.model") || (has("vocab.json") && has("merges.txt"));
         if complete {
             return Ok(Some(TokenizerFiles::Files(files)));
         }

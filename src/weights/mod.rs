@@ -3,12 +3,16 @@
 //! [`ModelFiles`] is a whole model's files by component, whatever form they have; each component's tensors are a
 //! [`TensorSource`] that answers to diffusers' names, and [`Weights`] is what a model's constructor asks.
 
+mod beside;
 mod builder;
 mod built_in;
+mod clip_names;
 mod convert;
 mod error;
 mod flux_names;
 mod folder;
+mod gguf;
+mod gguf_header;
 mod header;
 pub mod hub;
 mod layers;
@@ -17,7 +21,12 @@ mod model_files;
 mod open;
 mod presets;
 mod random;
+mod recognise;
 mod safetensors;
+mod scaled_fp8;
+mod sd_names;
+mod shapes;
+mod single_file;
 mod slot;
 mod source;
 mod storage;
@@ -28,6 +37,7 @@ pub use builder::Weights;
 pub use error::{LoadResult, WeightsError};
 pub use flux_names::{has_original_flux, original_flux};
 pub use folder::Folder;
+pub use gguf::Gguf;
 pub use layers::LayerTable;
 pub use mapped::{Layout, Mapped, Piece};
 pub use model_files::{Component, ModelFiles, Part, Precision, TokenizerFiles};

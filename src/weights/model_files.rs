@@ -8,7 +8,8 @@ use std::rc::Rc;
 use serde_json::Value;
 
 use super::folder::Folder;
-use super::{TensorSource, WeightsError};
+use super::sd_names::todays_vae;
+use super::{Mapped, OpenOptions, TensorSource, WeightsError};
 use crate::domain::model::Family;
 
 /// A part of a model that has tensors.
@@ -81,6 +82,7 @@ impl TokenizerFiles {
         "tokenizer.json",
         "vocab.json",
         "merges.txt",
+        "spiece.model",
         "tokenizer_config.json",
         "special_tokens_map.json",
     ];
@@ -114,6 +116,7 @@ pub struct ModelFiles {
     pub(super) parts: BTreeMap<Component, Part>,
     pub(super) tokenizer: Option<TokenizerFiles>,
     pub(super) tokenizer_2: Option<TokenizerFiles>,
+    pub(super) quantization: Option<String>,
 }
 
 impl ModelFiles {
@@ -121,21 +124,20 @@ impl ModelFiles {
     ///
     /// # Errors
     /// A needed part is missing or damaged, or it is a model of an unknown kind.
-    pub fn from_folder(folder: &Folder) -> Result<Self, WeightsError> {
+    pub fn from_folder(folder: &Folder, options: &OpenOptions) -> Result<Self, WeightsError> {
         let tree = folder.tree();
         let model_index = tree.text("model_index.json")?;
         let mut parts = BTreeMap::new();
         for &component in Component::ALL {
-            if folder.has(component)? {
-                let config = folder.config(component)?;
-                parts.insert(
-                    component,
-                    Part {
-                        config,
-                        tensors: folder.component(component)?,
-                    },
-                );
+            if !folder.has(component)? || (component == Component::Vae && options.vae.is_some()) {
+                continue;
             }
+            let config = folder.config(component)?;
+            let mut tensors = folder.component(component)?;
+            if component == Component::Vae {
+                tensors = Rc::new(Mapped::new(Rc::clone(&tensors), todays_vae(tensors.as_ref())));
+            }
+            parts.insert(component, Part { config, tensors });
         }
         let root = tree.path("");
         if model_index.is_none() && parts.is_empty() {
@@ -143,7 +145,7 @@ impl ModelFiles {
             return Err(WeightsError::Unrecognised { path: root, found });
         }
         for needed in [Component::Vae, Component::TextEncoder] {
-            if !parts.contains_key(&needed) {
+            if !parts.contains_key(&needed) && !(needed == Component::Vae && options.vae.is_some()) {
                 return Err(WeightsError::NoPart {
                     place: root,
                     what: format!("the folder `{needed}`"),
@@ -166,6 +168,7 @@ impl ModelFiles {
             parts,
             tokenizer: folder.tokenizer("tokenizer")?,
             tokenizer_2: folder.tokenizer("tokenizer_2")?,
+            quantization: None,
         })
     }
 
@@ -179,6 +182,12 @@ impl ModelFiles {
     #[must_use]
     pub fn family(&self) -> Family {
         self.family
+    }
+
+    /// GGUF type of most of the denoiser's weights, such as `q4_0`, if they are quantised.
+    #[must_use]
+    pub fn quantization(&self) -> Option<&str> {
+        self.quantization.as_deref()
     }
 
     /// Whether it has a component.

@@ -2,9 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use super::beside::{open_tensors, vae_at};
 use super::folder::is_pickle;
 use super::hub::{Hub, HubConfig, OnProgress};
-use super::{Component, Folder, ModelFiles, ModelSpec, Part, Place, Precision, TokenizerFiles, WeightsError, built_in};
+use super::presets::t5_tokenizer;
+use super::recognise::recognise;
+use super::{Component, Folder, ModelFiles, ModelSpec, Place, Precision, TokenizerFiles, WeightsError, built_in};
 
 /// What may be said besides the model's name.
 #[derive(Clone, Debug, Default)]
@@ -13,7 +16,7 @@ pub struct OpenOptions {
     pub precision: Precision,
     /// A VAE instead of the model's own: a folder, or a `.safetensors` file.
     pub vae: Option<PathBuf>,
-    /// `tokenizer.json` of the second text encoder, instead of the model's own.
+    /// Tokenizer of the second text encoder instead of the model's own: `tokenizer.json`, `spiece.model`, or a folder.
     pub tokenizer_2: Option<PathBuf>,
 }
 
@@ -39,16 +42,23 @@ impl ModelFiles {
             }
         };
         if let Some(path) = &options.vae {
-            let part = vae_at(path, options.precision)?;
+            let part = vae_at(path, files.family, options.precision)?;
             files.parts.insert(Component::Vae, part);
         }
         if let Some(path) = &options.tokenizer_2 {
             files.tokenizer_2 = Some(tokenizer_at(path)?);
         }
+        if files.family.is_flux() && files.tokenizer_2.is_none() {
+            let file = HubConfig::from_env().and_then(|config| Hub::new(config).file(&t5_tokenizer(), on));
+            let file = file.map_err(|error| WeightsError::NoTokenizer {
+                reason: error.to_string(),
+            })?;
+            files.tokenizer_2 = Some(tokenizer_at(&file)?);
+        }
         Ok(files)
     }
 
-    /// Opens a folder or file on disk.
+    /// Opens a folder or file on disk, without the parts that `options` names elsewhere.
     ///
     /// # Errors
     /// As [`ModelFiles::open`].
@@ -58,46 +68,75 @@ impl ModelFiles {
             source,
         })?;
         if meta.is_dir() {
-            return Self::from_folder(&Folder::open(path, options.precision)?);
+            Self::open_folder(path, options)
+        } else {
+            Self::from_file(path, options)
         }
-        let name = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .to_ascii_lowercase();
-        if is_pickle(&name) {
-            return Err(WeightsError::Pickle { path: path.to_owned() });
+    }
+
+    /// A folder: diffusers' layout, or one with a single model file in it and the other parts beside that.
+    fn open_folder(path: &Path, options: &OpenOptions) -> Result<Self, WeightsError> {
+        let folder = Folder::open(path, options.precision)?;
+        let tree = folder.tree();
+        let whole = tree.text("model_index.json")?.is_some()
+            || folder.has(Component::Unet)?
+            || folder.has(Component::Transformer)?;
+        if whole {
+            return Self::from_folder(&folder, options);
         }
-        let found = "it is neither a folder nor a .safetensors or .gguf file".to_owned();
-        Err(WeightsError::Unrecognised {
-            path: path.to_owned(),
-            found,
-        })
+        let names = tree.list("")?;
+        let mut models = Vec::new();
+        for name in names.iter().filter(|name| is_tensors(name)) {
+            let (file, _) = open_tensors(&path.join(name))?;
+            if recognise(file.as_ref()).is_ok() {
+                models.push(name.clone());
+            }
+        }
+        match models.as_slice() {
+            [one] => Self::from_file(&path.join(one), options),
+            [] => match names.iter().find(|name| is_pickle(name)) {
+                Some(pickle) => Err(WeightsError::Pickle {
+                    path: path.join(pickle),
+                }),
+                None => Err(WeightsError::Unrecognised {
+                    path: path.to_owned(),
+                    found: "it has no `model_index.json`, no `unet` or `transformer` folder, and no model file"
+                        .to_owned(),
+                }),
+            },
+            many => Err(WeightsError::Unrecognised {
+                path: path.to_owned(),
+                found: format!("it has several models; name one of them: {}", many.join(", ")),
+            }),
+        }
     }
 }
 
-/// A VAE from a folder: the VAE's own, or a model's with `vae/` in it.
-fn vae_at(path: &Path, precision: Precision) -> Result<Part, WeightsError> {
-    let folder = Folder::open(path, precision)?;
-    if folder.has(Component::Vae)? {
-        return Ok(Part {
-            config: folder.config(Component::Vae)?,
-            tensors: folder.component(Component::Vae)?,
+fn is_tensors(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    [".safetensors", ".sft", ".gguf"]
+        .iter()
+        .any(|ending| name.ends_with(ending))
+}
+
+/// A tokenizer's file, or the folder that it lies in.
+fn tokenizer_at(path: &Path) -> Result<TokenizerFiles, WeightsError> {
+    if path.is_dir() {
+        let found = Folder::open(path, Precision::Full)?.tokenizer("")?;
+        let what = "`tokenizer.json`".to_owned();
+        return found.ok_or_else(|| WeightsError::NoPart {
+            place: path.to_owned(),
+            what,
         });
     }
-    Ok(Part {
-        config: folder.need("config.json")?,
-        tensors: folder.tensors_in("")?,
-    })
-}
-
-/// `tokenizer.json` itself, or the folder that it lies in.
-fn tokenizer_at(path: &Path) -> Result<TokenizerFiles, WeightsError> {
-    let path = if path.is_dir() {
-        path.join("tokenizer.json")
+    let bytes = std::fs::read(path).map_err(|source| WeightsError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
+    let name = if path.extension().is_some_and(|ending| ending == "model") {
+        "spiece.model"
     } else {
-        path.to_owned()
+        "tokenizer.json"
     };
-    let bytes = std::fs::read(&path).map_err(|source| WeightsError::Io { path, source })?;
-    Ok(TokenizerFiles::Files([("tokenizer.json".to_owned(), bytes)].into()))
+    Ok(TokenizerFiles::Files([(name.to_owned(), bytes)].into()))
 }

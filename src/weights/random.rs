@@ -171,6 +171,7 @@ impl ModelFiles {
             tokenizer_2: parts
                 .contains_key(&Component::TextEncoder2)
                 .then_some(TokenizerFiles::BuiltInClip),
+            quantization: super::gguf::quantization_of(denoiser),
             parts,
         })
     }

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::thread;
 
+use candle_core::quantized::GgmlDType;
+
 use super::{StoredType, WeightsError};
 
 /// Bytes that are read by position, by several threads at a time.
@@ -106,7 +108,7 @@ impl Storage {
     ) -> Result<Vec<u8>, WeightsError> {
         let mut buffer = vec![0_u8; len];
         let threads = if len < PARALLEL_FROM { 1 } else { threads() };
-        let share = len.div_ceil(threads).next_multiple_of(CHUNK);
+        let share = len.div_ceil(threads).next_multiple_of(chunk_of(stored));
         let failed = Mutex::new(None);
         let part = |index: usize, part: &mut [u8]| {
             let start = offset + (index * share) as u64;
@@ -133,7 +135,7 @@ impl Storage {
     }
 
     fn read_part(&self, name: &str, stored: StoredType, mut offset: u64, part: &mut [u8]) -> Result<(), WeightsError> {
-        for chunk in part.chunks_mut(CHUNK) {
+        for chunk in part.chunks_mut(chunk_of(stored)) {
             self.read_at(offset, chunk)?;
             if !all_finite(stored, chunk) {
                 return Err(WeightsError::NotFinite {
@@ -147,12 +149,20 @@ impl Storage {
     }
 }
 
+/// Bytes read at a time: whole numbers or whole blocks.
+fn chunk_of(stored: StoredType) -> usize {
+    match stored {
+        StoredType::Ggml(kind) => CHUNK / kind.type_size() * kind.type_size(),
+        _ => CHUNK,
+    }
+}
+
 /// Threads worth using for reading and converting.
 pub(super) fn threads() -> usize {
     thread::available_parallelism().map_or(1, usize::from).min(8)
 }
 
-/// Whether no number is infinite or NaN. Blocks and integers are taken as they are.
+/// Whether no number is infinite or NaN. Integers are taken as they are.
 fn all_finite(stored: StoredType, bytes: &[u8]) -> bool {
     let below16 = |limit: u16| {
         bytes
@@ -180,8 +190,26 @@ fn all_finite(stored: StoredType, bytes: &[u8]) -> bool {
         StoredType::Bf16 => below16(0x7f80),
         StoredType::F8E4M3 => bytes.iter().all(|b| b & 0x7f != 0x7f),
         StoredType::F8E5M2 => bytes.iter().all(|b| b & 0x7f < 0x7c),
-        StoredType::I64 | StoredType::I32 | StoredType::Ggml(_) | StoredType::Other(_) => true,
+        StoredType::Ggml(kind) => scales_finite(kind, bytes),
+        StoredType::I64 | StoredType::I32 | StoredType::Other(_) => true,
     }
+}
+
+/// Whether every block's scale and minimum are finite.
+fn scales_finite(kind: GgmlDType, bytes: &[u8]) -> bool {
+    let halves: &[usize] = match kind {
+        GgmlDType::Q4_0 | GgmlDType::Q5_0 | GgmlDType::Q8_0 => &[0],
+        GgmlDType::Q4_1 | GgmlDType::Q5_1 | GgmlDType::Q4K | GgmlDType::Q5K => &[0, 2],
+        GgmlDType::Q2K => &[80, 82],
+        GgmlDType::Q3K => &[108],
+        GgmlDType::Q6K => &[208],
+        _ => &[],
+    };
+    bytes.chunks_exact(kind.type_size()).all(|block| {
+        halves
+            .iter()
+            .all(|&at| u16::from_le_bytes([block[at], block[at + 1]]) & 0x7c00 != 0x7c00)
+    })
 }
 
 #[cfg(test)]
@@ -203,6 +231,11 @@ mod tests {
         for (stored, bytes) in bad {
             assert!(!all_finite(*stored, bytes), "{stored:?}");
         }
+        let mut block = vec![0; GgmlDType::Q6K.type_size() * 2];
+        assert!(all_finite(StoredType::Ggml(GgmlDType::Q6K), &block));
+        let last = block.len() - 1;
+        block[last] = 0x7c;
+        assert!(!all_finite(StoredType::Ggml(GgmlDType::Q6K), &block));
         assert!(all_finite(StoredType::F16, &half::f16::MAX.to_le_bytes()));
         assert!(all_finite(StoredType::Bf16, &half::bf16::MIN.to_le_bytes()));
         assert!(all_finite(StoredType::F8E4M3, &[0xfe, 0x7e]));

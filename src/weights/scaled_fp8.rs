@@ -1,0 +1,81 @@
+//! fp8 weights with a scale beside each (`x.weight` and `x.scale_weight`), as ComfyUI writes them.
+
+use std::ops::Range;
+use std::rc::Rc;
+
+use super::{RawTensor, StoredType, TensorSource, WeightsError};
+
+/// A source whose scaled fp8 tensors are seen as their true numbers, in bf16.
+pub(super) struct ScaledFp8(Rc<dyn TensorSource>);
+
+const SCALE: &str = ".scale_weight";
+
+/// Wraps `inner` if it has scales.
+pub(super) fn with_scales(inner: Rc<dyn TensorSource>) -> Rc<dyn TensorSource> {
+    if inner.names().iter().any(|name| name.ends_with(SCALE)) {
+        Rc::new(ScaledFp8(inner))
+    } else {
+        inner
+    }
+}
+
+impl ScaledFp8 {
+    fn scale(&self, name: &str, stored: StoredType) -> Result<Option<f32>, WeightsError> {
+        let scale = name.strip_suffix(".weight").map(|layer| format!("{layer}{SCALE}"));
+        let Some(scale) = scale.filter(|scale| is_fp8(stored) && self.0.describe(scale).is_some()) else {
+            return Ok(None);
+        };
+        let numbers = self.0.read(&scale)?.to_f32(&scale)?;
+        match numbers.as_slice() {
+            [one] => Ok(Some(*one)),
+            _ => Err(WeightsError::Shape {
+                name: scale,
+                found: vec![numbers.len()],
+                expected: vec![1],
+            }),
+        }
+    }
+
+    fn scaled(&self, name: &str, raw: RawTensor) -> Result<RawTensor, WeightsError> {
+        let Some(scale) = self.scale(name, raw.stored)? else {
+            return Ok(raw);
+        };
+        let numbers = raw.to_f32(name)?;
+        let bytes = numbers
+            .iter()
+            .flat_map(|n| half::bf16::from_f32(n * scale).to_le_bytes())
+            .collect();
+        Ok(RawTensor {
+            stored: StoredType::Bf16,
+            shape: raw.shape,
+            bytes,
+        })
+    }
+}
+
+fn is_fp8(stored: StoredType) -> bool {
+    matches!(stored, StoredType::F8E4M3 | StoredType::F8E5M2)
+}
+
+impl TensorSource for ScaledFp8 {
+    fn names(&self) -> Vec<String> {
+        self.0.names()
+    }
+
+    fn describe(&self, name: &str) -> Option<(Vec<usize>, StoredType)> {
+        let (shape, stored) = self.0.describe(name)?;
+        let scaled = is_fp8(stored)
+            && name
+                .strip_suffix(".weight")
+                .is_some_and(|layer| self.0.describe(&format!("{layer}{SCALE}")).is_some());
+        Some((shape, if scaled { StoredType::Bf16 } else { stored }))
+    }
+
+    fn read(&self, name: &str) -> Result<RawTensor, WeightsError> {
+        self.scaled(name, self.0.read(name)?)
+    }
+
+    fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<RawTensor, WeightsError> {
+        self.scaled(name, self.0.read_rows(name, rows)?)
+    }
+}
