@@ -1,10 +1,16 @@
 //! Parity with the reference implementations: each module compares with numbers made by the recipe beside its fixtures.
 #![allow(clippy::unwrap_used)]
 
+mod clip;
 mod flux;
 mod flux_blocks;
+mod models;
 mod noise;
+mod ops;
 mod pictures;
-mod t5;
 mod schedulers;
+mod t5;
+mod taesd;
 mod tokenizer;
+mod unet;
+mod vae;

@@ -155,6 +155,22 @@ impl UNet {
     /// # Errors
     /// The shapes do not fit, something that the model needs is not given, or the device refused.
     pub fn forward(&self, x: &Tensor, t: f32, prompt: &Prompt, added: &Added) -> Result<Tensor> {
+        self.forward_shown(x, t, prompt, added, &mut |_, _| ())
+    }
+
+    /// As [`UNet::forward`]; `show` is given each block's output with its diffusers name, such as `down_blocks.0`, to
+    /// compare implementations block by block.
+    ///
+    /// # Errors
+    /// As [`UNet::forward`].
+    pub fn forward_shown(
+        &self,
+        x: &Tensor,
+        t: f32,
+        prompt: &Prompt,
+        added: &Added,
+        show: &mut dyn FnMut(&str, &Tensor),
+    ) -> Result<Tensor> {
         let time = silu(&self.embed_time(t, added)?)?;
         let context = Context { time: &time, prompt };
         let x = if self.config.center_input {
@@ -163,15 +179,19 @@ impl UNet {
             x.clone()
         };
         let mut x = self.conv_in.forward(&x.to_dtype(self.dtype)?)?;
+        show("conv_in", &x);
         let mut skips = vec![x.clone()];
-        for block in &self.down {
+        for (i, block) in self.down.iter().enumerate() {
             x = block.forward(x, context, &mut skips)?;
+            show(&format!("down_blocks.{i}"), &x);
         }
         if let Some(middle) = &self.middle {
             x = middle.forward(&x, context)?;
+            show("mid_block", &x);
         }
-        for block in &self.up {
+        for (i, block) in self.up.iter().enumerate() {
             x = block.forward(x, context, &mut skips)?;
+            show(&format!("up_blocks.{i}"), &x);
         }
         self.conv_out
             .forward(&self.norm_out.forward_silu(&x)?)?
