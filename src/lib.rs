@@ -10,6 +10,8 @@
 //! One way in, one way back. The only thing that travels forward during a run is a cancellation flag.
 //!
 //! # Code map
+//! - [`cli`], [`settings`], [`telemetry`], [`commands`]: how the process starts; [`app`] wires it together.
+//! - [`actors`]: who does what on which thread; [`http`]: bodies to requests, events to answers.
 //! - [`domain`]: what a request, an event and a model description are. No actix, no candle.
 //! - [`pipeline`]: run time: text, noise, denoise loop, guidance, previews, image files.
 //! - [`schedulers`]: the samplers, pure arithmetic.
@@ -24,10 +26,17 @@
 //! - No `unsafe` in this crate.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod actors;
+pub mod app;
+pub mod cli;
+pub mod clock;
+pub mod commands;
 pub mod domain;
+pub mod http;
 pub mod models;
 pub mod ops;
 pub mod pipeline;
 pub mod schedulers;
 pub mod settings;
+pub mod telemetry;
 pub mod weights;

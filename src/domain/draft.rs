@@ -108,8 +108,6 @@ pub struct Rules<'a> {
     pub step_cache: StepCache,
     /// Names of the LoRAs that may be used.
     pub loras: &'a [String],
-    /// Seed where the request asks for a random one.
-    pub random_seed: u64,
 }
 
 impl FieldError {
@@ -181,7 +179,7 @@ impl Draft {
             guidance_scale,
             guidance_interval: interval(guidance_start, guidance_end, guided)?,
             true_cfg_scale: true_cfg,
-            seed: seed_value(seed, rules.random_seed)?,
+            seed: seed_value(seed)?,
             count: within("n", n, 1, limits.max_images)?.unwrap_or(1),
             sampler,
             schedule,
@@ -339,9 +337,9 @@ fn interval(start: Option<f64>, end: Option<f64>, guided: bool) -> Result<(f32, 
     Ok((from, to))
 }
 
-fn seed_value(value: Option<i128>, random: u64) -> Result<u64, FieldError> {
+fn seed_value(value: Option<i128>) -> Result<u64, FieldError> {
     match value {
-        None | Some(-1) => Ok(random),
+        None | Some(-1) => Ok(random_seed()),
         Some(seed) => u64::try_from(seed).map_err(|_| {
             let most = u64::MAX;
             FieldError::new(
@@ -417,7 +415,7 @@ fn lora_list(loras: Vec<(String, f64)>, known: &[String]) -> Result<Vec<LoraRef>
         let most = Limits::MAX_LORA_STRENGTH;
         let strength = ratio(&format!("loras[{index}].strength"), Some(strength), -most, most)?.unwrap_or(1.0);
         let stem = name.strip_suffix(".safetensors").unwrap_or(&name);
-        if !known.iter().any(|known| known == stem) {
+        if !known.iter().any(|known| is_named(known, stem)) {
             let allowed = if known.is_empty() {
                 "none, the LoRA folder has no file".to_owned()
             } else {
@@ -431,6 +429,12 @@ fn lora_list(loras: Vec<(String, f64)>, known: &[String]) -> Result<Vec<LoraRef>
         })
     };
     loras.into_iter().enumerate().map(one).collect()
+}
+
+/// Whether a file below the LoRA folder goes by this name: its path, or the last part of it, in any case.
+fn is_named(known: &str, name: &str) -> bool {
+    let bare = known.rsplit('/').next().unwrap_or(known);
+    known.eq_ignore_ascii_case(name) || bare.eq_ignore_ascii_case(name)
 }
 
 fn operation(
@@ -567,4 +571,9 @@ pub fn shortened(text: &str) -> String {
         return text.to_owned();
     }
     text.chars().take(MOST).chain("...".chars()).collect()
+}
+
+/// A seed for a request that asks for none: 32 bits, so that every reader of JSON keeps it exact.
+fn random_seed() -> u64 {
+    uuid::Uuid::new_v4().as_u128() as u64 & 0xffff_ffff
 }

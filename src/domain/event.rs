@@ -1,8 +1,65 @@
 //! What happens to a job while it runs and how it ends.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use serde::Serialize;
 
+use super::job::JobError;
 use super::picture::EncodedImage;
+
+/// What a reader of a job is told. Exactly one of the last three ends it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum JobEvent {
+    /// It waits, with this many jobs before it (the running one included).
+    Queued {
+        /// Jobs before it.
+        position: usize,
+    },
+    /// The model begins.
+    Started,
+    /// A denoising step is done.
+    Progress {
+        /// Where it stands.
+        step: Step,
+        /// Since the start.
+        elapsed: Duration,
+        /// Until the last step, as far as one can tell.
+        left: Duration,
+    },
+    /// A small picture of how it looks now.
+    Preview {
+        /// Where it stands.
+        step: Step,
+        /// The picture.
+        image: Arc<EncodedImage>,
+    },
+    /// It is done.
+    Completed(Arc<Generation>),
+    /// It failed.
+    Failed(JobError),
+    /// It was cancelled.
+    Cancelled,
+}
+
+impl JobEvent {
+    /// Whether it is the last one.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Queued { .. } | Self::Started | Self::Progress { .. } | Self::Preview { .. } => false,
+            Self::Completed(_) | Self::Failed(_) | Self::Cancelled => true,
+        }
+    }
+}
+
+/// An event with its place in the job's stream, counted from 1.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Numbered {
+    /// Its place.
+    pub number: u64,
+    /// What happened.
+    pub event: JobEvent,
+}
 
 /// Wall-clock seconds spent in each part of a job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]

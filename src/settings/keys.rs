@@ -21,6 +21,22 @@ pub struct Key {
 pub const ENV_PREFIX: &str = "SD_WORKER_";
 
 impl Key {
+    /// Whether `-h` leaves it to `--help`.
+    pub fn is_rare(&self) -> bool {
+        const COMMON: [&str; 5] = ["worker", "model", "server", "hive", "log"];
+        const DETAILS: [&str; 7] = [
+            "hive.retry_first_ms",
+            "hive.retry_longest_ms",
+            "server.threads",
+            "server.keep_alive_s",
+            "server.max_body_mb",
+            "server.public_url",
+            "server.grace_s",
+        ];
+        let section = self.path.split('.').next().unwrap_or_default();
+        !COMMON.contains(&section) || DETAILS.contains(&self.path)
+    }
+
     /// Names in the environment, the stronger first.
     ///
     /// `HOST` alone is not read: some shells export the machine's name under it.

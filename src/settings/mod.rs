@@ -96,7 +96,7 @@ pub struct Compute {
     /// Threads of the CPU work; 0 for one a core.
     pub threads: usize,
     /// Niceness of the model's threads.
-    pub niceness: i32,
+    pub niceness: u8,
 }
 
 /// `[queue]`

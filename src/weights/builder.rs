@@ -17,7 +17,6 @@ use super::{LayerTable, RawTensor, TensorSource, WeightsError};
 pub struct Weights {
     source: Rc<dyn TensorSource>,
     prefix: String,
-    outer: Option<&'static str>,
     device: Device,
     dtype: DType,
     layers: Rc<LayerTable>,
@@ -29,7 +28,6 @@ impl Weights {
         Self {
             source,
             prefix: String::new(),
-            outer: None,
             device,
             dtype,
             layers: Rc::default(),
@@ -58,21 +56,9 @@ impl Weights {
         }
     }
 
-    /// The same weights, whose source leaves `outer` off its names: layers are in the table with it all the same.
-    #[must_use]
-    pub fn shortened_by(&self, outer: &'static str) -> Self {
-        Self {
-            outer: Some(outer),
-            ..self.clone()
-        }
-    }
-
-    /// The full name of the layer that is being loaded.
-    pub fn layer_name(&self) -> String {
-        match self.outer {
-            Some(outer) => format!("{outer}.{}", self.prefix),
-            None => self.prefix.clone(),
-        }
+    /// The prefix: the full name of the layer that is being loaded.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
     }
 
     /// The layers that were loaded from these weights so far; shared by every view of them.

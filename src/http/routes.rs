@@ -1,0 +1,53 @@
+//! Which path leads where.
+
+use actix_web::web::{self, ServiceConfig};
+use actix_web::{HttpRequest, Resource, Route};
+
+use super::error::ApiError;
+use super::{capabilities, health, jobs, metrics, pages, paint, status};
+use crate::domain::draft::shortened;
+
+/// Every route.
+pub fn all(config: &mut ServiceConfig) {
+    config
+        .service(resource("/txt2img", [web::post().to(paint::txt2img)]))
+        .service(resource("/img2img", [web::post().to(paint::img2img)]))
+        .service(resource("/inpaint", [web::post().to(paint::inpaint)]))
+        .service(resource(
+            "/v1/jobs",
+            [web::post().to(jobs::create), web::get().to(jobs::list)],
+        ))
+        .service(resource(
+            "/v1/jobs/{id}",
+            [web::get().to(jobs::show), web::delete().to(jobs::cancel)],
+        ))
+        .service(resource("/v1/jobs/{id}/stream", [web::get().to(jobs::stream)]))
+        .service(resource("/v1/jobs/{id}/images/{index}", [web::get().to(jobs::image)]))
+        .service(resource(
+            "/v1/capabilities",
+            [web::get().to(capabilities::capabilities)],
+        ))
+        .service(resource("/health", [web::get().to(health::health)]))
+        .service(resource("/ready", [web::get().to(health::ready)]))
+        .service(resource("/status", [web::get().to(status::status)]))
+        .service(resource("/metrics", [web::get().to(metrics::metrics)]))
+        .service(resource("/openapi.json", [web::get().to(pages::openapi)]))
+        .service(resource("/docs", [web::get().to(pages::docs)]))
+        .service(resource("/", [web::get().to(pages::studio)]))
+        .default_service(web::to(not_found));
+}
+
+fn resource<const N: usize>(path: &str, routes: [Route; N]) -> Resource {
+    routes
+        .into_iter()
+        .fold(web::resource(path), Resource::route)
+        .default_service(web::to(method_not_allowed))
+}
+
+async fn not_found(request: HttpRequest) -> Result<&'static str, ApiError> {
+    Err(ApiError::NotFound(format!("path {}", shortened(request.path()))))
+}
+
+async fn method_not_allowed(request: HttpRequest) -> Result<&'static str, ApiError> {
+    Err(ApiError::MethodNotAllowed(request.method().to_string()))
+}
