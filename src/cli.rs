@@ -24,6 +24,10 @@ pub struct Cli {
 pub enum Task {
     /// Serve the model over HTTP (this is also what happens without a word)
     Serve(ServeArgs),
+    /// Paint one job without a server
+    Generate(GenerateArgs),
+    /// Time the parts of a model with random weights of its real shapes; nothing is downloaded
+    Bench(BenchArgs),
 }
 
 /// Flags of `serve`.
@@ -237,5 +241,44 @@ mod tests {
             };
             assert_eq!(args.settings.0.flags, [("model.name", "a/b".to_owned())]);
         }
+    }
+
+    #[test]
+    fn generate_takes_its_prompt_and_flags() {
+        let cli = Cli::try_parse_from([
+            "sd-worker",
+            "generate",
+            "a panda",
+            "-o",
+            "p.png",
+            "--seed",
+            "-1",
+            "--size",
+            "512x768",
+            "--lora",
+            "ink:0.8",
+            "--device",
+            "cpu",
+        ]);
+        let Some(Task::Generate(args)) = cli.unwrap().command else {
+            panic!("generate");
+        };
+        assert_eq!((args.prompt.as_str(), args.seed), ("a panda", Some(-1)));
+        assert_eq!(args.size.unwrap().to_string(), "512x768");
+        assert_eq!(args.settings.0.flags, [("model.device", "cpu".to_owned())]);
+    }
+
+    #[test]
+    fn bench_has_its_shapes() {
+        let Some(Task::Bench(args)) = parse("sd-worker bench --shape flux-schnell --quant q4_0 --json").command else {
+            panic!("bench");
+        };
+        assert_eq!(args.shape, Shape::FluxSchnell);
+        assert!(args.json);
+    }
+
+    #[test]
+    fn a_mask_needs_an_image() {
+        assert!(Cli::try_parse_from(["sd-worker", "generate", "x", "--mask", "m.png"]).is_err());
     }
 }

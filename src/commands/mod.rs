@@ -1,5 +1,7 @@
 //! What each word of the command line does, and the one `main` that all binaries share.
 
+mod bench;
+mod generate;
 mod serve;
 
 use std::error::Error;
@@ -16,6 +18,12 @@ pub fn main(device: Option<&str>) -> ExitCode {
     let Cli { command, serve } = Cli::parse();
     let done = match command.unwrap_or(Task::Serve(serve)) {
         Task::Serve(args) => settings(args.settings.0, device).and_then(|settings| serve::run(&settings)),
+        Task::Generate(args) => {
+            settings(args.settings.0.clone(), device).and_then(|settings| generate::run(&args, &settings))
+        }
+        Task::Bench(args) => {
+            settings(args.settings.0.clone(), device).and_then(|settings| bench::run(&args, &settings))
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -140,7 +140,7 @@ pub struct ClipText {
 impl ClipText {
     /// Builds it from weights in transformers' names, with or without the leading `text_model.`; a `text_projection` is
     /// taken where there is one. Its layers are in the table as `text_model.encoder.layers.0.self_attn.q_proj` and so on
-    /// where the file has that prefix.
+    /// either way.
     ///
     /// # Errors
     /// A tensor is missing or does not fit.
@@ -154,7 +154,7 @@ impl ClipText {
         let body = if weights.contains("text_model.final_layer_norm.weight") {
             weights.at("text_model")
         } else {
-            weights.clone()
+            weights.shortened_by("text_model")
         };
         let embeddings = body.at("embeddings");
         let width = config.hidden_size;

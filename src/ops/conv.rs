@@ -129,7 +129,7 @@ impl Conv2d {
             .tensor("weight", &full[..if flat { 2 } else { 4 }])?
             .reshape(full.to_vec())?;
         let slot = Rc::new(WeightSlot::dense(&stored, SlotLayout::ConvNhwc)?);
-        weights.layers().insert(weights.prefix().to_owned(), slot.clone());
+        weights.layers().insert(weights.layer_name(), slot.clone());
         Ok(Self {
             slot,
             bias: bias.load(weights, outputs)?,

@@ -66,7 +66,7 @@ impl Linear {
             }
         };
         let slot = Rc::new(slot);
-        weights.layers().insert(weights.prefix().to_owned(), slot.clone());
+        weights.layers().insert(weights.layer_name(), slot.clone());
         Ok(Self {
             slot,
             bias: bias.load(weights, outputs)?,

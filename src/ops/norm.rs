@@ -23,7 +23,7 @@ impl GroupNorm {
         if groups == 0 || !channels.is_multiple_of(groups) {
             let why = format!(
                 "{}: {groups} groups do not divide {channels} channels",
-                weights.prefix()
+                weights.layer_name()
             );
             return Err(candle_core::Error::Msg(why).into());
         }

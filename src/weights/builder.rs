@@ -17,6 +17,7 @@ use super::{LayerTable, RawTensor, TensorSource, WeightsError};
 pub struct Weights {
     source: Rc<dyn TensorSource>,
     prefix: String,
+    outer: Option<&'static str>,
     device: Device,
     dtype: DType,
     layers: Rc<LayerTable>,
@@ -28,6 +29,7 @@ impl Weights {
         Self {
             source,
             prefix: String::new(),
+            outer: None,
             device,
             dtype,
             layers: Rc::default(),
@@ -56,9 +58,21 @@ impl Weights {
         }
     }
 
-    /// The prefix: the full name of the layer that is being loaded.
-    pub fn prefix(&self) -> &str {
-        &self.prefix
+    /// The same weights, whose source leaves `outer` off its names: layers are in the table with it all the same.
+    #[must_use]
+    pub fn shortened_by(&self, outer: &'static str) -> Self {
+        Self {
+            outer: Some(outer),
+            ..self.clone()
+        }
+    }
+
+    /// The full name of the layer that is being loaded.
+    pub fn layer_name(&self) -> String {
+        match self.outer {
+            Some(outer) => format!("{outer}.{}", self.prefix),
+            None => self.prefix.clone(),
+        }
     }
 
     /// The layers that were loaded from these weights so far; shared by every view of them.

@@ -1,7 +1,10 @@
 //! CLIP text encoders against transformers.
 
-use candle_core::DType;
+use std::rc::Rc;
+
+use candle_core::{DType, Device};
 use sd_worker::models::clip::{ClipConfig, ClipText};
+use sd_worker::weights::{RawTensor, StoredType, TensorSource, Weights, WeightsError};
 
 use crate::models::{Model, close, numbers, psnr};
 
@@ -85,6 +88,41 @@ fn its_layers_are_in_the_table_and_a_patch_changes_the_output_and_goes_away() {
     assert_ne!(numbers(&before), numbers(&encoder.hidden(&tokens(&model), 0).unwrap()));
     weights.layers().restore_all();
     assert_eq!(numbers(&before), numbers(&encoder.hidden(&tokens(&model), 0).unwrap()));
+}
+
+/// A file of transformers 5, whose names have no `text_model.`.
+struct Shortened(Rc<dyn TensorSource>);
+
+impl TensorSource for Shortened {
+    fn names(&self) -> Vec<String> {
+        let names = self.0.names();
+        names
+            .iter()
+            .filter_map(|name| name.strip_prefix("text_model.").map(str::to_owned))
+            .collect()
+    }
+
+    fn describe(&self, name: &str) -> Option<(Vec<usize>, StoredType)> {
+        self.0.describe(&format!("text_model.{name}"))
+    }
+
+    fn read(&self, name: &str) -> Result<RawTensor, WeightsError> {
+        self.0.read(&format!("text_model.{name}"))
+    }
+}
+
+#[test]
+fn a_file_without_the_outer_name_gives_the_same_model_and_table() {
+    let model = Model::open("clip_l");
+    let weights = Weights::new(Rc::new(Shortened(model.source())), Device::Cpu, DType::F32);
+    let short = ClipText::load(&weights, &ClipConfig::parse(&model.config()).unwrap()).unwrap();
+    close(
+        "hidden",
+        &short.hidden(&tokens(&model), 0).unwrap(),
+        &model.case("hidden.3"),
+        TOLERANCE,
+    );
+    assert!(weights.layers().get("text_model.encoder.layers.2.mlp.fc2").is_some());
 }
 
 #[test]

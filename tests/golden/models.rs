@@ -29,6 +29,10 @@ impl Model {
         Weights::new(self.source.clone(), Device::Cpu, dtype)
     }
 
+    pub fn source(&self) -> Rc<dyn TensorSource> {
+        self.source.clone()
+    }
+
     pub fn has(&self, key: &str) -> bool {
         self.source.describe(key).is_some()
     }
