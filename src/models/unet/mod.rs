@@ -3,6 +3,7 @@
 mod attention;
 mod blocks;
 mod config;
+mod fields;
 mod model;
 mod transformer;
 
