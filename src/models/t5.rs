@@ -6,8 +6,12 @@
 use candle_core::{DType, Device, Result, Tensor};
 use serde::Deserialize;
 
+use super::ModelError;
+use super::config::{read, require};
 use crate::ops::{Activation, Bias, Embedding, Linear, Mask, RmsNorm, attention};
 use crate::weights::{LoadResult, Weights, WeightsError};
+
+const MODEL: &str = "T5 encoder";
 
 /// `config.json` of a T5 encoder; the defaults are T5 v1.1 XXL's.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -53,6 +57,41 @@ impl Default for T5Config {
 }
 
 impl T5Config {
+    /// Reads the text of a `config.json`; where that says nothing of the size, `weights` do.
+    ///
+    /// # Errors
+    /// It is no such file, or the weights are no T5 encoder's.
+    pub fn parse(text: &str, weights: &Weights) -> std::result::Result<Self, ModelError> {
+        let value: serde_json::Value = read(MODEL, text)?;
+        if value.get("d_model").is_none() {
+            return Ok(Self::from_weights(weights)?);
+        }
+        let config: Self = read(MODEL, text)?;
+        require(
+            config.feed_forward_proj == "gated-gelu",
+            MODEL,
+            "feed_forward_proj",
+            &config.feed_forward_proj,
+            "only T5 v1.1's \"gated-gelu\" is supported",
+        )?;
+        require(
+            config.num_heads > 0,
+            MODEL,
+            "num_heads",
+            config.num_heads,
+            "it must be above 0",
+        )?;
+        let buckets = config.relative_attention_num_buckets;
+        require(
+            buckets >= 4 && config.relative_attention_max_distance > buckets / 4,
+            MODEL,
+            "relative_attention_num_buckets",
+            buckets,
+            "it must be 4 or more, and less than four times relative_attention_max_distance",
+        )?;
+        Ok(config)
+    }
+
     /// The configuration that weights without a `config.json` (GGUF, one safetensors file) imply by their shapes.
     ///
     /// # Errors
@@ -119,16 +158,10 @@ impl T5Encoder {
     /// Reads the encoder.
     ///
     /// # Errors
-    /// A tensor is missing or does not fit; the compute type is `F16`; the feed-forward part is not gated GELU.
+    /// A tensor is missing or does not fit; the compute type is `F16`.
     pub fn load(weights: &Weights, config: &T5Config) -> LoadResult<Self> {
         if weights.dtype() == DType::F16 {
             return Err(refuse("T5 overflows in f16; load it as bf16 or f32"));
-        }
-        if config.feed_forward_proj != "gated-gelu" {
-            return Err(refuse(&format!(
-                "the T5 encoder has feed_forward_proj `{}`; only v1.1's `gated-gelu` is supported",
-                config.feed_forward_proj
-            )));
         }
         let table = weights.at(token_table(weights).trim_end_matches(".weight"));
         let encoder = weights.at("encoder");

@@ -3,8 +3,9 @@
 use candle_core::DType;
 
 use super::device::{self, DeviceError};
-use super::stable_diffusion::{Compute, Parts, PartsError, StableDiffusion};
-use super::{LoadWatch, Pipeline};
+use super::flux::{Flux, FluxParts};
+use super::stable_diffusion::{Parts, StableDiffusion};
+use super::{Compute, LoadWatch, PartsError, Pipeline};
 use crate::domain::load::{DtypeChoice, LoadOptions};
 use crate::domain::model::{Defaults, Family, ModelInfo};
 use crate::domain::picture::Size;
@@ -22,9 +23,9 @@ pub enum LoadError {
     /// Its files.
     #[error(transparent)]
     Files(#[from] WeightsError),
-    /// A part of a Stable Diffusion model.
+    /// A part of the model.
     #[error(transparent)]
-    StableDiffusion(#[from] PartsError),
+    Parts(#[from] PartsError),
 }
 
 /// Loads the model that `options` name: a preset, hub id, folder or file, or the built-in one.
@@ -77,39 +78,63 @@ pub fn load_files(
         device,
         residency: options.residency,
     };
+    if files.family().is_flux() {
+        let parts = FluxParts::load(files, compute, watch)?;
+        let info = info(spec, files, options, &parts.facts());
+        return Ok(Box::new(Flux::new(info, parts)));
+    }
     let parts = Parts::load(files, compute, watch)?;
-    let info = info(spec, files, options, &parts);
+    let info = info(spec, files, options, &parts.facts());
     Ok(Box::new(StableDiffusion::new(info, parts)))
 }
 
-fn info(spec: &ModelSpec, files: &ModelFiles, options: &LoadOptions, parts: &Parts) -> ModelInfo {
+/// What a loaded model's parts tell of it.
+pub(super) struct Facts<'a> {
+    pub compute: &'a Compute,
+    /// The denoiser's layers.
+    pub layers: &'a LayerTable,
+    /// Side in pixels of the pictures that it was trained with, where its files say so.
+    pub trained: Option<u32>,
+    pub scheduler: &'a SchedulerConfig,
+    pub operations: Vec<OperationKind>,
+    pub samplers: &'static [Sampler],
+    pub schedules: &'static [Schedule],
+    /// Steps and guidance of a variant of its family that is used differently.
+    pub usual: Option<(u32, f32)>,
+}
+
+/// All that a model can be asked for.
+pub(super) fn every_operation() -> Vec<OperationKind> {
+    vec![
+        OperationKind::ImageGeneration,
+        OperationKind::ImageTransform,
+        OperationKind::ImageInpaint,
+    ]
+}
+
+fn info(spec: &ModelSpec, files: &ModelFiles, options: &LoadOptions, facts: &Facts<'_>) -> ModelInfo {
     let family = files.family();
-    let latent = parts.vae.config().pixels_per_latent();
-    let trained = parts.unet.config().sample_size.map(|side| (side * latent) as u32);
     ModelInfo {
         name: spec.name.clone(),
         aliases: spec.aliases.clone(),
         family,
         source: files.source().to_owned(),
-        dtype: dtype_name(parts.compute.dtype).to_owned(),
-        quantization: quantization(&parts.unet_layers),
-        device: device::name(&parts.compute.device, options.device),
-        operations: vec![
-            OperationKind::ImageGeneration,
-            OperationKind::ImageTransform,
-            OperationKind::ImageInpaint,
-        ],
-        samplers: Sampler::ALL.to_vec(),
-        schedules: Schedule::ALL.to_vec(),
-        defaults: defaults(spec, family, trained, &parts.scheduler),
+        dtype: dtype_name(facts.compute.dtype).to_owned(),
+        quantization: quantization(facts.layers),
+        device: device::name(&facts.compute.device, options.device),
+        operations: facts.operations.clone(),
+        samplers: facts.samplers.to_vec(),
+        schedules: facts.schedules.to_vec(),
+        defaults: defaults(spec, family, facts),
     }
 }
 
 /// What a request gets where it is silent: the preset's word, then the files', then the family's.
-fn defaults(spec: &ModelSpec, family: Family, trained: Option<u32>, scheduler: &SchedulerConfig) -> Defaults {
+fn defaults(spec: &ModelSpec, family: Family, facts: &Facts<'_>) -> Defaults {
+    let scheduler = facts.scheduler;
     let mut own = spec.defaults;
     own.sampler = own.sampler.or(Some(scheduler.default_sampler()));
-    own.size = own.size.or(trained.filter(|side| *side >= 64).map(|side| Size {
+    own.size = own.size.or(facts.trained.filter(|side| *side >= 64).map(|side| Size {
         width: side,
         height: side,
     }));
@@ -118,7 +143,7 @@ fn defaults(spec: &ModelSpec, family: Family, trained: Option<u32>, scheduler: &
     let few = match scheduler.default_sampler() {
         Sampler::EulerAncestral if trailing && family == Family::Sdxl => Some((1, 0.0)),
         Sampler::Lcm => Some((4, 1.0)),
-        _ => None,
+        _ => facts.usual,
     };
     if let Some((steps, guidance)) = few {
         own.steps = own.steps.or(Some(steps));

@@ -1,4 +1,8 @@
 //! Run time: from a valid request to encoded pictures. Knows nothing of actix, tokio or HTTP.
+//!
+//! A job goes text encoders -> [`source`] (the picture it starts from) -> [`denoise`] -> the VAE; [`job`] leads it for every
+//! family of models. Latents stay on the host between model calls, as planes of `f32` in torch's order: they are small,
+//! the samplers are exact there, and every device gets the same numbers.
 
 use image::RgbImage;
 
@@ -6,15 +10,25 @@ use crate::domain::event::{Generation, Step};
 use crate::domain::model::ModelInfo;
 use crate::domain::request::GenerationRequest;
 
+mod colours;
+mod compute;
+mod denoise;
 pub mod device;
 mod error;
 pub mod flux;
+mod guidance;
+mod job;
+mod latents;
 mod load;
 pub mod noise;
+mod pictures;
 pub mod preview;
+mod source;
 pub mod stable_diffusion;
+mod tags;
 pub mod text;
 
+pub use compute::{Compute, PartsError};
 pub use error::PipelineError;
 pub use load::{LoadError, load, load_files};
 

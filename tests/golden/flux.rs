@@ -1,16 +1,40 @@
 //! What the FLUX tests share: fixtures and how two tensors are compared.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use sd_worker::weights::{SafeTensors, TensorSource};
 use serde_json::Value;
+use tempfile::TempDir;
 
 /// A file of the FLUX fixtures.
 pub fn path(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join("tests/fixtures/flux")
         .join(name)
+}
+
+/// One of the models as a diffusers folder: what the three have in common, and what is its own.
+pub fn folder(model: &str) -> TempDir {
+    let target = tempfile::tempdir().unwrap();
+    for part in ["shared", model] {
+        copy(&path(part), target.path());
+    }
+    target
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
 }
 
 /// A JSON file of the fixtures.

@@ -4,6 +4,7 @@
 mod clip;
 mod flux;
 mod flux_blocks;
+mod flux_pipeline;
 mod models;
 mod noise;
 mod ops;

@@ -2,7 +2,11 @@
 
 use serde::Deserialize;
 
+use super::super::ModelError;
+use super::super::config::{read, require};
 use crate::weights::{LoadResult, Weights, WeightsError};
+
+const MODEL: &str = "FLUX transformer";
 
 /// `transformer/config.json`; the defaults are FLUX.1 schnell's (dev adds `guidance_embeds`).
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -48,6 +52,27 @@ impl Default for FluxConfig {
 }
 
 impl FluxConfig {
+    /// Reads the text of a `config.json`; where that says nothing of the size, `weights` do.
+    ///
+    /// # Errors
+    /// It is no such file, it makes no sense, or the weights are no FLUX transformer's.
+    pub fn parse(text: &str, weights: &Weights) -> Result<Self, ModelError> {
+        let value: serde_json::Value = read(MODEL, text)?;
+        if value.get("num_attention_heads").is_none() {
+            return Ok(Self::from_weights(weights)?);
+        }
+        let config: Self = read(MODEL, text)?;
+        let axes = config.axes_dims_rope;
+        require(
+            axes.iter().sum::<usize>() == config.attention_head_dim && axes.iter().all(|axis| axis % 2 == 0),
+            MODEL,
+            "axes_dims_rope",
+            axes,
+            "it must be three even numbers that add up to attention_head_dim",
+        )?;
+        Ok(config)
+    }
+
     /// Width of the residual streams.
     pub fn width(&self) -> usize {
         self.attention_head_dim * self.num_attention_heads

@@ -38,22 +38,14 @@ impl Grid {
             .collect()
     }
 
-    /// Packs pixels `(H, W, channels)` to tokens `(N, 4 * channels)`.
-    pub fn pack_pixels(self, pixels: &[f32], channels: usize) -> Vec<f32> {
-        let (_, width) = self.latent();
-        self.places(channels)
-            .map(|(c, y, x)| pixels[(y * width + x) * channels + c])
-            .collect()
-    }
-
-    /// Unpacks tokens `(N, 4 * channels)` to pixels `(H, W, channels)`.
+    /// Unpacks tokens `(N, 4 * channels)` to planes `(channels, H, W)`.
     pub fn unpack(self, tokens: &[f32], channels: usize) -> Vec<f32> {
-        let (_, width) = self.latent();
-        let mut pixels = vec![0.0; tokens.len()];
+        let (height, width) = self.latent();
+        let mut planes = vec![0.0; tokens.len()];
         for ((c, y, x), value) in self.places(channels).zip(tokens) {
-            pixels[(y * width + x) * channels + c] = *value;
+            planes[(c * height + y) * width + x] = *value;
         }
-        pixels
+        planes
     }
 
     /// Channel, row and column of each number of the packed form, in its order.
@@ -80,8 +72,6 @@ mod tests {
         assert_eq!(packed[..8], [0.0, 1.0, 6.0, 7.0, 24.0, 25.0, 30.0, 31.0]);
         // The fifth: the second row of patches, second column.
         assert_eq!(packed[4 * 8..4 * 8 + 4], [14.0, 15.0, 20.0, 21.0]);
-        let pixels = grid.unpack(&packed, 2);
-        assert_eq!(pixels[..4], [0.0, 24.0, 1.0, 25.0]);
-        assert_eq!(grid.pack_pixels(&pixels, 2), packed);
+        assert_eq!(grid.unpack(&packed, 2), planes);
     }
 }

@@ -1,30 +1,19 @@
-//! Inpaint masks as FLUX wants them: on the latents' grid to blend, or whole as input of FLUX.1-Fill.
+//! The mask as FLUX.1-Fill reads it.
 
 use image::GrayImage;
 
 use super::latents::Grid;
+use crate::pipeline::source::is_painted;
 
-/// Whether a mask pixel is painted anew.
-fn painted(mask: &GrayImage, x: usize, y: usize) -> bool {
-    mask.get_pixel(x as u32, y as u32).0[0] >= 128
-}
-
-/// 1 where latents are painted and 0 where they are kept, packed as latents of so many channels: each takes the mask's
-/// pixel at its corner, as torch's nearest interpolation.
-pub fn for_latents(mask: &GrayImage, grid: Grid, factor: usize, channels: usize) -> Vec<f32> {
-    let (height, width) = grid.latent();
-    let corner = |i: usize| f32::from(u8::from(painted(mask, i % width * factor, i / width * factor)));
-    let plane: Vec<f32> = (0..height * width).map(corner).collect();
-    grid.pack(&plane.repeat(channels), channels)
-}
-
-/// Every pixel of the mask, packed: the `factor x factor` pixels of a latent are channels, `(N, 4 * factor^2)`.
+/// Every pixel of the mask, 1 where it is painted anew, packed: the `factor x factor` pixels of a latent are channels,
+/// `(N, 4 * factor^2)`.
 pub fn for_fill(mask: &GrayImage, grid: Grid, factor: usize) -> Vec<f32> {
     let (height, width) = grid.latent();
     let mut planes = Vec::with_capacity(factor * factor * height * width);
     for (dy, dx) in (0..factor * factor).map(|i| (i / factor, i % factor)) {
         for (y, x) in (0..height * width).map(|i| (i / width, i % width)) {
-            planes.push(f32::from(u8::from(painted(mask, x * factor + dx, y * factor + dy))));
+            let pixel = mask.get_pixel((x * factor + dx) as u32, (y * factor + dy) as u32);
+            planes.push(f32::from(u8::from(is_painted(pixel.0[0]))));
         }
     }
     grid.pack(&planes, factor * factor)
@@ -36,15 +25,12 @@ mod tests {
     use crate::domain::picture::Size;
 
     #[test]
-    fn latents_take_the_corner_and_fill_takes_all() {
+    fn every_pixel_has_a_channel() {
         let mut mask = GrayImage::new(32, 16);
         mask.put_pixel(8, 0, image::Luma([255]));
         mask.put_pixel(9, 3, image::Luma([128]));
         mask.put_pixel(1, 1, image::Luma([127]));
         let grid = Grid::of(Size { width: 32, height: 16 }, 8);
-        let blended = for_latents(&mask, grid, 8, 3);
-        assert_eq!(blended[..8], [0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0]);
-        assert_eq!(blended.iter().sum::<f32>(), 3.0);
         let fill = for_fill(&mask, grid, 8);
         assert_eq!(fill.len(), 2 * 256);
         assert_eq!(fill.iter().sum::<f32>(), 2.0);

@@ -1,8 +1,14 @@
-//! FLUX.1: prompt to packed latents to picture.
+//! FLUX.1 dev, schnell and Fill: text to picture, picture to picture, inpainting.
 
 mod latents;
 mod mask;
+mod model;
+mod pipeline;
 mod sentencepiece;
 mod t5_tokenizer;
+mod text;
+mod velocity;
 
+pub use model::FluxParts;
+pub use pipeline::Flux;
 pub use t5_tokenizer::{T5Tokenizer, T5Tokens};

@@ -1,31 +1,19 @@
 //! A loaded Stable Diffusion model.
 
-use candle_core::{DType, Device};
 use serde_json::Value;
 
 use super::encoder::{TextEncoder, TextEncoders, UsualLayer};
-use crate::domain::load::Residency;
 use crate::domain::model::Family;
-use crate::models::ModelError;
+use crate::domain::sampling::{Sampler, Schedule};
 use crate::models::clip::ClipConfig;
 use crate::models::unet::{UNet, UNetConfig};
 use crate::models::vae::{Vae, VaeConfig};
-use crate::pipeline::LoadWatch;
+use crate::pipeline::load::{Facts, every_operation};
 use crate::pipeline::preview::LatentColours;
-use crate::pipeline::text::{ClipTokenizer, Padding, TextError};
+use crate::pipeline::text::{ClipTokenizer, Padding};
+use crate::pipeline::{Compute, LoadWatch, PartsError};
 use crate::schedulers::SchedulerConfig;
 use crate::weights::{Component, LayerTable, ModelFiles, TokenizerFiles, Weights};
-
-/// Where and how a model computes.
-#[derive(Clone, Debug)]
-pub struct Compute {
-    /// The device.
-    pub device: Device,
-    /// Numbers of the denoiser and the text encoders.
-    pub dtype: DType,
-    /// What becomes of the text encoders after use.
-    pub residency: Residency,
-}
 
 /// The parts of a loaded model.
 pub struct Parts {
@@ -92,32 +80,23 @@ impl Parts {
         })
     }
 
+    pub(in crate::pipeline) fn facts(&self) -> Facts<'_> {
+        let latent = self.vae.config().pixels_per_latent();
+        Facts {
+            compute: &self.compute,
+            layers: &self.unet_layers,
+            trained: self.unet.config().sample_size.map(|side| (side * latent) as u32),
+            scheduler: &self.scheduler,
+            operations: every_operation(),
+            samplers: Sampler::ALL,
+            schedules: Schedule::ALL,
+            usual: None,
+        }
+    }
+
     /// Whether the denoiser takes mask and masked picture beside the latents.
     pub fn is_inpainting_model(&self) -> bool {
         self.unet.config().in_channels > self.vae.config().latent_channels
-    }
-}
-
-/// Why a model could not be built from its files.
-#[derive(Debug, thiserror::Error)]
-pub enum PartsError {
-    /// A part could not be built.
-    #[error(transparent)]
-    Model(#[from] ModelError),
-    /// A tokenizer could not be built.
-    #[error(transparent)]
-    Text(#[from] TextError),
-    /// The scheduler configuration cannot be followed.
-    #[error(transparent)]
-    Scheduler(#[from] crate::schedulers::SchedulerError),
-    /// The model is one of its family that this worker cannot run.
-    #[error("{0}")]
-    Unsupported(&'static str),
-}
-
-impl From<crate::weights::WeightsError> for PartsError {
-    fn from(error: crate::weights::WeightsError) -> Self {
-        Self::Model(error.into())
     }
 }
 

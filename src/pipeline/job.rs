@@ -2,23 +2,65 @@
 
 use std::time::Instant;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use image::{GrayImage, RgbImage};
 
-use super::denoise::{Denoise, Keep, StepWatch};
-use super::guidance::Guidance;
+use super::denoise::{Denoise, Keep, Predict, StepWatch};
 use super::latents::LatentShape;
-use super::model::Parts;
+use super::noise::TorchGenerator;
 use super::pictures::{Paste, resize_mask, resize_picture, to_picture};
-use super::prompts::{Prepared, Prompts, Reading, guidance_embedding};
+use super::preview::LatentColours;
 use super::source::{EncodedPicture, latent_mask, masked_pixels, pixels};
+use super::{PipelineError, Watch};
 use crate::domain::event::{Step, Timings};
-use crate::domain::request::{GenerationRequest, Operation, SizeConditioning};
-use crate::models::vae::Tiling;
-use crate::pipeline::noise::TorchGenerator;
-use crate::pipeline::preview::LatentColours;
-use crate::pipeline::{PipelineError, Watch};
-use crate::schedulers::{self, Scheduler, decimal};
+use crate::domain::request::{GenerationRequest, Operation};
+use crate::models::vae::{Tiling, Vae};
+use crate::schedulers::Scheduler;
+
+/// What painting takes from a family of models, with the prompts of one job.
+pub trait Painter {
+    /// Between pixels and latents.
+    fn vae(&self) -> &Vae;
+
+    /// Where it computes.
+    fn device(&self) -> &Device;
+
+    /// Whether the denoiser reads the mask and what the mask leaves of the picture; another one inpaints by putting the
+    /// kept part back after each step.
+    fn is_inpainting_model(&self) -> bool;
+
+    /// Whether diffusers draws the picture's latents even where an inpainting model makes nothing of them: with all of
+    /// the noise.
+    fn draws_unused_latents(&self) -> bool;
+
+    /// The scheduler of one picture.
+    ///
+    /// # Errors
+    /// The model cannot be sampled as the request asks.
+    fn scheduler(&self, request: &GenerationRequest) -> Result<Box<dyn Scheduler>, PipelineError>;
+
+    /// The denoiser of one picture, with latents of `shape`. `beside` is there for inpainting models.
+    ///
+    /// # Errors
+    /// The device refused.
+    fn denoiser<'a>(
+        &'a self,
+        request: &'a GenerationRequest,
+        shape: LatentShape,
+        beside: Option<Beside<'_>>,
+    ) -> Result<Box<dyn Predict + 'a>, PipelineError>;
+}
+
+/// What inpainting models read beside the latents.
+#[derive(Clone, Copy)]
+pub struct Beside<'a> {
+    /// The mask in the size of the picture.
+    pub mask: &'a GrayImage,
+    /// The mask on the latents' grid, 1 where it is painted; one plane.
+    pub on_latents: &'a [f32],
+    /// Latents `(C, H, W)` of the picture without what the mask covers.
+    pub masked: &'a [f32],
+}
 
 /// What a job works on besides the noise, the same for each of its pictures.
 struct Source {
@@ -30,6 +72,7 @@ struct Source {
 }
 
 struct Mask {
+    picture: GrayImage,
     paste: Paste,
     on_latents: Vec<f32>,
     /// Of the picture without what the mask covers, for inpainting models.
@@ -38,12 +81,10 @@ struct Mask {
 
 /// A job that is being painted.
 pub struct Job<'a> {
-    /// The model.
-    pub parts: &'a Parts,
+    /// The model, with the prompts read.
+    pub painter: &'a dyn Painter,
     /// The request.
     pub request: &'a GenerationRequest,
-    /// The prompts, read.
-    pub prompts: &'a Prompts,
     /// Map to preview colours.
     pub colours: Option<&'a LatentColours>,
     /// Where the time goes.
@@ -58,8 +99,8 @@ impl Job<'_> {
     pub fn paint(&mut self, watch: &mut dyn Watch) -> Result<Vec<RgbImage>, PipelineError> {
         let shape = LatentShape::of(
             self.request.size,
-            self.parts.vae.config().pixels_per_latent(),
-            self.parts.vae.config().latent_channels,
+            self.painter.vae().config().pixels_per_latent(),
+            self.painter.vae().config().latent_channels,
         );
         let started = Instant::now();
         let source = self.source(shape, watch)?;
@@ -77,7 +118,7 @@ impl Job<'_> {
         watch: &mut dyn Watch,
     ) -> Result<RgbImage, PipelineError> {
         let started = Instant::now();
-        let mut scheduler = scheduler_of(self.parts, self.request)?;
+        let mut scheduler = self.painter.scheduler(self.request)?;
         if let Some(Source {
             picture, mask: None, ..
         }) = source
@@ -86,23 +127,23 @@ impl Job<'_> {
             return Ok(picture.clone());
         }
         let mut noise = TorchGenerator::new(self.request.seed.wrapping_add(u64::from(index)));
-        let start = Start::draw(source, scheduler.as_ref(), shape, &mut noise);
+        let start = Start::draw(self.painter, source, scheduler.as_ref(), shape, &mut noise);
         let mut latents = start.latents;
-        let mut prompts = self.prepared()?;
-        let is_inpainting_model = self.parts.is_inpainting_model();
-        let keep = source.and_then(|s| s.mask.as_ref()).filter(|_| !is_inpainting_model);
+        let mask = source.and_then(|source| source.mask.as_ref());
+        let beside = mask.zip(start.masked.as_deref()).map(|(mask, masked)| Beside {
+            mask: &mask.picture,
+            on_latents: &mask.on_latents,
+            masked,
+        });
+        let keep = mask.filter(|_| beside.is_none()).map(|mask| Keep {
+            original: &start.original,
+            noise: &start.noise,
+            mask: &mask.on_latents,
+        });
+        let mut denoiser = self.painter.denoiser(self.request, shape, beside)?;
         let mut denoise = Denoise {
-            unet: &self.parts.unet,
-            device: &self.parts.compute.device,
-            prompts: &mut prompts,
-            guidance: guidance_of(self.parts, self.request),
-            shape,
-            beside: &start.beside,
-            keep: keep.map(|mask| Keep {
-                original: &start.original,
-                noise: &start.noise,
-                mask: &mask.on_latents,
-            }),
+            denoiser: denoiser.as_mut(),
+            keep,
         };
         let mut reporter = Reporter {
             watch: &mut *watch,
@@ -125,24 +166,15 @@ impl Job<'_> {
         })
     }
 
-    fn prepared(&self) -> Result<Prepared<'_>, PipelineError> {
-        let unet = &self.parts.unet;
-        let sizes = unet.config().takes_text_time.then(|| size_numbers(self.request));
-        let width = unet.config().guidance_embedding;
-        let embedding =
-            width.map(|width| guidance_embedding(self.request.guidance_scale, width, &self.parts.compute.device));
-        Ok(Prepared::new(unet, self.prompts, sizes, embedding.transpose()?))
-    }
-
     fn decode(&mut self, latents: &[f32], shape: LatentShape, watch: &dyn Watch) -> Result<RgbImage, PipelineError> {
         if watch.cancelled() {
             return Err(PipelineError::Cancelled);
         }
         let started = Instant::now();
-        let latents = shape.to_device(latents, &self.parts.compute.device, DType::F32)?;
+        let latents = shape.to_device(latents, self.painter.device(), DType::F32)?;
         let decoded = self
-            .parts
-            .vae
+            .painter
+            .vae()
             .decode(&latents, &Tiling::default(), &|| !watch.cancelled())?;
         let picture = picture_of(&decoded.ok_or(PipelineError::Cancelled)?)?;
         self.timings.vae_decode_s += started.elapsed().as_secs_f64();
@@ -164,10 +196,10 @@ impl Job<'_> {
         };
         let picture = resize_picture(&picture.0, size);
         let mask = mask.map(|mask| resize_mask(&mask.0, size));
-        let inpainting_model = self.parts.is_inpainting_model();
+        let inpainting_model = self.painter.is_inpainting_model();
         let needs_whole = mask.is_none() || !inpainting_model || strength < 1.0;
         let encoded = if needs_whole {
-            Some(self.encode(&pixels(&picture, &self.parts.compute.device)?, watch)?)
+            Some(self.encode(&pixels(&picture, self.painter.device())?, watch)?)
         } else {
             None
         };
@@ -188,13 +220,14 @@ impl Job<'_> {
         feather: u32,
         watch: &dyn Watch,
     ) -> Result<Mask, PipelineError> {
-        let masked = if self.parts.is_inpainting_model() {
-            let pixels = masked_pixels(picture, mask, &self.parts.compute.device)?;
+        let masked = if self.painter.is_inpainting_model() {
+            let pixels = masked_pixels(picture, mask, self.painter.device())?;
             Some(self.encode(&pixels, watch)?)
         } else {
             None
         };
         Ok(Mask {
+            picture: mask.clone(),
             paste: Paste::new(mask, feather),
             on_latents: latent_mask(mask, shape),
             masked,
@@ -202,7 +235,7 @@ impl Job<'_> {
     }
 
     fn encode(&self, pixels: &Tensor, watch: &dyn Watch) -> Result<EncodedPicture, PipelineError> {
-        EncodedPicture::of(&self.parts.vae, pixels, &|| !watch.cancelled())
+        EncodedPicture::of(self.painter.vae(), pixels, &|| !watch.cancelled())
     }
 }
 
@@ -211,30 +244,31 @@ struct Start {
     latents: Vec<f32>,
     noise: Vec<f32>,
     original: Vec<f32>,
-    beside: Vec<f32>,
+    masked: Option<Vec<f32>>,
 }
 
 impl Start {
     /// Draws in diffusers' order: the picture's latents, the start noise, the masked picture's latents.
     fn draw(
+        painter: &dyn Painter,
         source: Option<&Source>,
         scheduler: &dyn Scheduler,
         shape: LatentShape,
         generator: &mut TorchGenerator,
     ) -> Self {
         let encoded = source.and_then(|source| source.encoded.as_ref());
-        let original = encoded.map_or_else(Vec::new, |encoded| encoded.sample(&generator.randn(shape.len())));
+        let drawn = encoded.is_some() || (source.is_some() && painter.draws_unused_latents());
+        let of_picture = drawn.then(|| generator.randn(shape.len()));
+        let original = encoded
+            .zip(of_picture)
+            .map_or_else(Vec::new, |(encoded, noise)| encoded.sample(&noise));
         let noise = generator.randn(shape.len());
         let mask = source.and_then(|source| source.mask.as_ref());
-        let mut beside = Vec::new();
-        if let Some(mask) = mask {
-            // A plain model makes nothing of the masked picture, but diffusers draws for it all the same.
+        // A plain model makes nothing of the masked picture, but diffusers draws for it all the same.
+        let masked = mask.and_then(|mask| {
             let drawn = generator.randn(shape.len());
-            if let Some(masked) = &mask.masked {
-                beside.extend_from_slice(&mask.on_latents);
-                beside.extend(masked.sample(&drawn));
-            }
-        }
+            mask.masked.as_ref().map(|masked| masked.sample(&drawn))
+        });
         let pure = match source {
             None => true,
             Some(source) => source.mask.is_some() && source.strength >= 1.0,
@@ -248,68 +282,9 @@ impl Start {
             latents,
             noise,
             original,
-            beside,
+            masked,
         }
     }
-}
-
-/// Reads both prompts of a request.
-///
-/// # Errors
-/// A text encoder failed.
-pub fn read_prompts(parts: &mut Parts, request: &GenerationRequest, prompt: &str) -> Result<Prompts, PipelineError> {
-    let steps = scheduler_of(parts, request)?.steps();
-    let guided = guidance_of(parts, request).is_used();
-    let reading = Reading {
-        prompt,
-        negative: guided.then_some(request.negative_prompt.as_str()),
-        syntax: request.prompt_syntax,
-        skip: request.clip_skip.saturating_sub(1) as usize,
-        zeros_for_empty: parts.zeros_for_empty,
-        steps,
-    };
-    Ok(Prompts::read(&mut parts.encoders, &reading)?)
-}
-
-fn scheduler_of(parts: &Parts, request: &GenerationRequest) -> Result<Box<dyn Scheduler>, PipelineError> {
-    let strength = match &request.operation {
-        Operation::TextToImage => 1.0,
-        Operation::ImageToImage { strength, .. } | Operation::Inpaint { strength, .. } => decimal(*strength),
-    };
-    let options = schedulers::Options {
-        schedule: request.schedule,
-        strength,
-        eta: request.eta,
-        ..schedulers::Options::new(request.sampler, request.steps as usize)
-    };
-    Ok(schedulers::build(&options, &parts.scheduler)?)
-}
-
-/// Models that are told the guidance scale are not guided besides.
-fn guidance_of(parts: &Parts, request: &GenerationRequest) -> Guidance {
-    let told = parts.unet.config().guidance_embedding.is_some();
-    Guidance {
-        scale: if told { 1.0 } else { request.guidance_scale },
-        interval: request.guidance_interval,
-    }
-}
-
-/// SDXL's sizes: height and width before the crop, top and left of the crop, height and width aimed at.
-fn size_numbers(request: &GenerationRequest) -> [f32; 6] {
-    let sizes = request.size_conditioning.unwrap_or(SizeConditioning {
-        original: request.size,
-        crop_top_left: (0, 0),
-        target: request.size,
-    });
-    [
-        sizes.original.height,
-        sizes.original.width,
-        sizes.crop_top_left.0,
-        sizes.crop_top_left.1,
-        sizes.target.height,
-        sizes.target.width,
-    ]
-    .map(|v| v as f32)
 }
 
 /// The VAE's `(1, H, W, 3)` from -1 to 1 as a picture; an error where it holds NaN, which would come out black.

@@ -1,28 +1,32 @@
 //! The denoise loop of one picture.
 
-use candle_core::{DType, Device};
-
-use super::guidance::Guidance;
-use super::latents::{LatentShape, to_planes};
-use super::prompts::Prepared;
-use crate::models::unet::UNet;
-use crate::pipeline::PipelineError;
+use super::PipelineError;
 use crate::schedulers::{NoiseSource, Scheduler};
 
+/// One evaluation of the denoiser.
+#[derive(Clone, Copy)]
+pub struct Call<'a> {
+    /// The run's scheduler.
+    pub scheduler: &'a dyn Scheduler,
+    /// Number of the evaluation in the run, from 0.
+    pub number: usize,
+    /// Steps of the run that are done.
+    pub done: usize,
+}
+
+/// What a family's denoiser makes of the latents of one picture.
+pub trait Predict {
+    /// The prediction for `latents` `(C, H, W)` with the noise of `call`, guided where the run is, in the same form.
+    ///
+    /// # Errors
+    /// The device refused, or numbers are not finite.
+    fn predict(&mut self, call: Call<'_>, latents: &[f32]) -> Result<Vec<f32>, PipelineError>;
+}
+
 /// What stays the same over the steps of one picture.
-pub struct Denoise<'a, 'p> {
+pub struct Denoise<'a> {
     /// The denoiser.
-    pub unet: &'a UNet,
-    /// Where it computes.
-    pub device: &'a Device,
-    /// The prompts.
-    pub prompts: &'a mut Prepared<'p>,
-    /// Guidance.
-    pub guidance: Guidance,
-    /// Shape of the latents.
-    pub shape: LatentShape,
-    /// Channels beside the latents in the UNet's input, `(C', H, W)`: mask and masked picture of an inpainting model.
-    pub beside: &'a [f32],
+    pub denoiser: &'a mut dyn Predict,
     /// What inpainting with a plain model puts back outside the mask after each step.
     pub keep: Option<Keep<'a>>,
 }
@@ -64,7 +68,7 @@ pub trait StepWatch {
     fn after_step(&mut self, done: usize, denoised: &[f32]);
 }
 
-impl Denoise<'_, '_> {
+impl Denoise<'_> {
     /// Takes `latents` from the scheduler's first noise level to none.
     ///
     /// # Errors
@@ -79,8 +83,12 @@ impl Denoise<'_, '_> {
         let mut done = 0;
         for call in 0..scheduler.timesteps().len() {
             watch.before_call()?;
-            let guided = self.guidance.at(done, scheduler.steps());
-            let output = self.predict(scheduler, call, done, guided, latents)?;
+            let now = Call {
+                scheduler: &*scheduler,
+                number: call,
+                done,
+            };
+            let output = self.denoiser.predict(now, latents)?;
             scheduler.step(call, &output, latents, noise);
             if let Some(keep) = &self.keep {
                 keep.put_back(scheduler, call + 1, latents);
@@ -92,32 +100,5 @@ impl Denoise<'_, '_> {
             }
         }
         Ok(())
-    }
-
-    fn predict(
-        &mut self,
-        scheduler: &dyn Scheduler,
-        call: usize,
-        step: usize,
-        guided: bool,
-        latents: &[f32],
-    ) -> Result<Vec<f32>, PipelineError> {
-        let mut input = latents.to_vec();
-        scheduler.scale_model_input(call, &mut input);
-        input.extend_from_slice(self.beside);
-        let input = self.shape.to_device(&input, self.device, DType::F32)?;
-        let input = if guided { input.repeat((2, 1, 1, 1))? } else { input };
-        let (prompt, added) = self.prompts.at(step, guided)?;
-        let output = self.unet.forward(&input, scheduler.timesteps()[call], prompt, added)?;
-        let mut wanted = to_planes(&output.narrow(0, usize::from(guided), 1)?)?;
-        if guided {
-            let negative = to_planes(&output.narrow(0, 0, 1)?)?;
-            self.guidance.apply(&negative, &mut wanted);
-        }
-        if wanted.iter().all(|value| value.is_finite()) {
-            Ok(wanted)
-        } else {
-            Err(PipelineError::NotFinite { part: "denoiser" })
-        }
     }
 }

@@ -1,0 +1,156 @@
+//! What painting takes from Stable Diffusion.
+
+use candle_core::{DType, Device};
+
+use super::model::Parts;
+use super::prompts::{Prepared, Prompts, Reading, guidance_embedding};
+use crate::domain::request::{GenerationRequest, Operation, SizeConditioning};
+use crate::models::vae::Vae;
+use crate::pipeline::PipelineError;
+use crate::pipeline::denoise::{Call, Predict};
+use crate::pipeline::guidance::Guidance;
+use crate::pipeline::job::{Beside, Painter};
+use crate::pipeline::latents::{LatentShape, to_planes};
+use crate::schedulers::{self, Scheduler, decimal};
+
+/// A loaded model with the prompts of one job.
+pub struct Prompted<'a> {
+    /// The model.
+    pub parts: &'a Parts,
+    /// The prompts, read.
+    pub prompts: &'a Prompts,
+}
+
+impl Painter for Prompted<'_> {
+    fn vae(&self) -> &Vae {
+        &self.parts.vae
+    }
+
+    fn device(&self) -> &Device {
+        &self.parts.compute.device
+    }
+
+    fn is_inpainting_model(&self) -> bool {
+        self.parts.is_inpainting_model()
+    }
+
+    fn draws_unused_latents(&self) -> bool {
+        false
+    }
+
+    fn scheduler(&self, request: &GenerationRequest) -> Result<Box<dyn Scheduler>, PipelineError> {
+        scheduler_of(self.parts, request)
+    }
+
+    fn denoiser<'a>(
+        &'a self,
+        request: &'a GenerationRequest,
+        shape: LatentShape,
+        beside: Option<Beside<'_>>,
+    ) -> Result<Box<dyn Predict + 'a>, PipelineError> {
+        let unet = &self.parts.unet;
+        let sizes = unet.config().takes_text_time.then(|| size_numbers(request));
+        let width = unet.config().guidance_embedding;
+        let embedding = width.map(|width| guidance_embedding(request.guidance_scale, width, self.device()));
+        Ok(Box::new(UNetPredict {
+            parts: self.parts,
+            prompts: Prepared::new(unet, self.prompts, sizes, embedding.transpose()?),
+            guidance: guidance_of(self.parts, request),
+            shape,
+            beside: beside.map_or_else(Vec::new, |beside| [beside.on_latents, beside.masked].concat()),
+        }))
+    }
+}
+
+/// The UNet's prediction for one picture.
+struct UNetPredict<'a> {
+    parts: &'a Parts,
+    prompts: Prepared<'a>,
+    guidance: Guidance,
+    shape: LatentShape,
+    /// Channels beside the latents in the UNet's input, `(C', H, W)`: mask and masked picture of an inpainting model.
+    beside: Vec<f32>,
+}
+
+impl Predict for UNetPredict<'_> {
+    fn predict(&mut self, call: Call<'_>, latents: &[f32]) -> Result<Vec<f32>, PipelineError> {
+        let guided = self.guidance.at(call.done, call.scheduler.steps());
+        let mut input = latents.to_vec();
+        call.scheduler.scale_model_input(call.number, &mut input);
+        input.extend_from_slice(&self.beside);
+        let input = self.shape.to_device(&input, &self.parts.compute.device, DType::F32)?;
+        let input = if guided { input.repeat((2, 1, 1, 1))? } else { input };
+        let (prompt, added) = self.prompts.at(call.done, guided)?;
+        let timestep = call.scheduler.timesteps()[call.number];
+        let output = self.parts.unet.forward(&input, timestep, prompt, added)?;
+        let mut wanted = to_planes(&output.narrow(0, usize::from(guided), 1)?)?;
+        if guided {
+            let negative = to_planes(&output.narrow(0, 0, 1)?)?;
+            self.guidance.apply(&negative, &mut wanted);
+        }
+        if wanted.iter().all(|value| value.is_finite()) {
+            Ok(wanted)
+        } else {
+            Err(PipelineError::NotFinite { part: "denoiser" })
+        }
+    }
+}
+
+/// Reads both prompts of a request.
+///
+/// # Errors
+/// A text encoder failed.
+pub fn read_prompts(parts: &mut Parts, request: &GenerationRequest, prompt: &str) -> Result<Prompts, PipelineError> {
+    let steps = scheduler_of(parts, request)?.steps();
+    let guided = guidance_of(parts, request).is_used();
+    let reading = Reading {
+        prompt,
+        negative: guided.then_some(request.negative_prompt.as_str()),
+        syntax: request.prompt_syntax,
+        skip: request.clip_skip.saturating_sub(1) as usize,
+        zeros_for_empty: parts.zeros_for_empty,
+        steps,
+    };
+    Ok(Prompts::read(&mut parts.encoders, &reading)?)
+}
+
+fn scheduler_of(parts: &Parts, request: &GenerationRequest) -> Result<Box<dyn Scheduler>, PipelineError> {
+    let strength = match &request.operation {
+        Operation::TextToImage => 1.0,
+        Operation::ImageToImage { strength, .. } | Operation::Inpaint { strength, .. } => decimal(*strength),
+    };
+    let options = schedulers::Options {
+        schedule: request.schedule,
+        strength,
+        eta: request.eta,
+        ..schedulers::Options::new(request.sampler, request.steps as usize)
+    };
+    Ok(schedulers::build(&options, &parts.scheduler)?)
+}
+
+/// Models that are told the guidance scale are not guided besides.
+fn guidance_of(parts: &Parts, request: &GenerationRequest) -> Guidance {
+    let told = parts.unet.config().guidance_embedding.is_some();
+    Guidance {
+        scale: if told { 1.0 } else { request.guidance_scale },
+        interval: request.guidance_interval,
+    }
+}
+
+/// SDXL's sizes: height and width before the crop, top and left of the crop, height and width aimed at.
+fn size_numbers(request: &GenerationRequest) -> [f32; 6] {
+    let sizes = request.size_conditioning.unwrap_or(SizeConditioning {
+        original: request.size,
+        crop_top_left: (0, 0),
+        target: request.size,
+    });
+    [
+        sizes.original.height,
+        sizes.original.width,
+        sizes.crop_top_left.0,
+        sizes.crop_top_left.1,
+        sizes.target.height,
+        sizes.target.width,
+    ]
+    .map(|v| v as f32)
+}
