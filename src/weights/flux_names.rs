@@ -31,6 +31,32 @@ pub fn original_flux(inner: &dyn TensorSource, prefix: &str) -> HashMap<String, 
     pieces
 }
 
+/// The layers, by diffusers' names, that the original layer `own` (`double_blocks.0.img_attn.qkv`) stands for, in the
+/// order of its rows; and whether the halves of its rows have changed places.
+pub(super) fn parts_of_layer(own: &str) -> (Vec<String>, bool) {
+    // xlabs' LoRAs change a single block's attention by layers that the original has only as parts of others.
+    if let Some((block, layer @ ("qkv" | "proj"))) =
+        own.strip_prefix("single_blocks.").and_then(|own| own.split_once('.'))
+    {
+        let layers: &[&str] = if layer == "qkv" {
+            &["attn.to_q", "attn.to_k", "attn.to_v"]
+        } else {
+            &["proj_out"]
+        };
+        let names = layers
+            .iter()
+            .map(|layer| format!("single_transformer_blocks.{block}.{layer}"));
+        return (names.collect(), false);
+    }
+    // Any number of rows that thirds and sevenths divide gives the names in their order.
+    let found = places(&format!("{own}.weight"), "", 21);
+    let swapped = found.iter().any(|(_, piece)| piece.layout == Layout::HalvesSwapped);
+    let names = found
+        .into_iter()
+        .filter_map(|(ours, _)| Some(ours.strip_suffix(".weight")?.to_owned()));
+    (names.collect(), swapped)
+}
+
 /// What becomes of the original tensor `own` (called `name` in the file) of so many rows.
 fn places(own: &str, name: &str, rows: usize) -> Vec<(String, Piece)> {
     let parts: Vec<&str> = own.split('.').collect();

@@ -16,6 +16,7 @@ mod gguf_header;
 mod header;
 pub mod hub;
 mod layers;
+pub mod lora;
 mod mapped;
 mod model_files;
 mod open;

@@ -3,6 +3,8 @@
 
 mod damaged;
 mod folders;
+mod gguf;
 mod hub;
 mod hub_server;
+mod single_files;
 mod support;

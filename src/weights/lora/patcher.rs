@@ -1,0 +1,359 @@
+//! Applies LoRAs to a loaded model and takes them off again.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::SystemTime;
+
+use candle_core::Tensor;
+
+use super::delta::Change;
+use super::file::LoraFile;
+use super::targets::{Layers, Slot, Target, Targets};
+use super::{LoraDir, LoraError};
+use crate::domain::model::LoraInfo;
+use crate::domain::request::LoraRef;
+use crate::weights::WeightSlot;
+
+/// What applying LoRAs came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Layers that were changed.
+    pub layers: usize,
+    /// Whether a text encoder was changed, so that remembered prompts no longer hold.
+    pub touches_text: bool,
+    /// Whether the model's weights are now others than before the call.
+    pub changed: bool,
+    /// What the caller should know: layers of a file that match nothing in this model.
+    pub warnings: Vec<String>,
+}
+
+/// The LoRAs of one loaded model.
+#[derive(Debug, Default)]
+pub struct Loras {
+    dir: Option<LoraDir>,
+    current: Option<Current>,
+}
+
+#[derive(Debug)]
+struct Current {
+    wanted: Vec<Wanted>,
+    layers: Layers,
+    applied: Applied,
+}
+
+/// A LoRA to apply: the file, as it was when it was read, and how strong.
+#[derive(Clone, Debug, PartialEq)]
+struct Wanted {
+    name: String,
+    path: PathBuf,
+    modified: Option<SystemTime>,
+    strength: f32,
+}
+
+/// Strengths beyond this turn any picture into noise.
+const STRONGEST: f32 = 10.0;
+/// Models with more numbers than this are not copied to be patched: the change is computed beside their weights.
+const MERGE_UP_TO: usize = 4_000_000_000;
+const NAMED: usize = 5;
+
+impl Loras {
+    /// LoRAs of a folder; `None` if there is none.
+    #[must_use]
+    pub fn new(dir: Option<LoraDir>) -> Self {
+        Self { dir, current: None }
+    }
+
+    /// Every LoRA that a request may name.
+    #[must_use]
+    pub fn list(&self) -> Vec<LoraInfo> {
+        self.dir.as_ref().map(LoraDir::list).unwrap_or_default()
+    }
+
+    /// Makes the model's weights those of `wanted` and nothing else. Costs nothing if they are that already.
+    ///
+    /// # Errors
+    /// A LoRA is not there, is damaged, or does not fit; then the model has its original weights.
+    pub fn apply(&mut self, wanted: &[LoraRef], layers: &Layers) -> Result<Applied, LoraError> {
+        let wanted = self.resolve(wanted)?;
+        if let Some(current) = &self.current
+            && current.layers.same(layers)
+            && current.wanted == wanted
+        {
+            return Ok(Applied {
+                changed: false,
+                ..current.applied.clone()
+            });
+        }
+        let before = self.take_off(layers);
+        if wanted.is_empty() {
+            return Ok(Applied {
+                changed: before.is_some(),
+                touches_text: before.unwrap_or(false),
+                ..Applied::default()
+            });
+        }
+        match put_on(&wanted, layers) {
+            Ok(applied) => {
+                let touches_text = applied.touches_text || before == Some(true);
+                self.current = Some(Current {
+                    wanted,
+                    layers: layers.clone(),
+                    applied: applied.clone(),
+                });
+                Ok(Applied {
+                    touches_text,
+                    changed: true,
+                    ..applied
+                })
+            }
+            Err(error) => {
+                layers.restore();
+                Err(error)
+            }
+        }
+    }
+
+    /// Gives the original weights back; whether there were others, and whether a text encoder's were among them.
+    fn take_off(&mut self, layers: &Layers) -> Option<bool> {
+        let current = self.current.take();
+        layers.restore();
+        if let Some(current) = &current {
+            current.layers.restore();
+        }
+        current.map(|current| current.applied.touches_text)
+    }
+
+    fn resolve(&self, wanted: &[LoraRef]) -> Result<Vec<Wanted>, LoraError> {
+        let find = |LoraRef { name, strength }: &LoraRef| {
+            if !strength.is_finite() || strength.abs() > STRONGEST {
+                return Err(LoraError::Strength {
+                    name: name.clone(),
+                    strength: *strength,
+                });
+            }
+            let dir = self
+                .dir
+                .as_ref()
+                .ok_or_else(|| LoraError::NoFolder { name: name.clone() })?;
+            let path = dir.find(name)?;
+            let modified = path.metadata().and_then(|meta| meta.modified()).ok();
+            Ok(Wanted {
+                name: name.clone(),
+                path,
+                modified,
+                strength: *strength,
+            })
+        };
+        wanted.iter().map(find).collect()
+    }
+}
+
+/// One layer of one file, to be added to one slot.
+struct Share {
+    file: usize,
+    layer: String,
+    target: Target,
+    /// Which of the target's slots.
+    index: usize,
+}
+
+fn put_on(wanted: &[Wanted], layers: &Layers) -> Result<Applied, LoraError> {
+    let targets = Targets::new(layers);
+    let mut applied = Applied::default();
+    let mut shares: BTreeMap<String, (Rc<WeightSlot>, Vec<Share>)> = BTreeMap::new();
+    let mut files = Vec::new();
+    for (index, want) in wanted.iter().enumerate() {
+        let failed = |source| LoraError::File {
+            name: want.name.clone(),
+            source,
+        };
+        let file = LoraFile::open(&want.path).map_err(failed)?;
+        let mut unmatched: Vec<String> = file.other().to_vec();
+        let (mut count, mut matched) = (0, 0);
+        for layer in file.layers() {
+            count += 1;
+            let Some(target) = targets.find(layer) else {
+                unmatched.push(layer.to_owned());
+                continue;
+            };
+            matched += 1;
+            applied.touches_text |= target.is_text && want.strength != 0.0;
+            for (at, Slot { name, weight }) in target.slots.iter().enumerate() {
+                let share = Share {
+                    file: index,
+                    layer: layer.to_owned(),
+                    target: target.clone(),
+                    index: at,
+                };
+                shares
+                    .entry(name.clone())
+                    .or_insert_with(|| (Rc::clone(weight), Vec::new()))
+                    .1
+                    .push(share);
+            }
+        }
+        if matched == 0 {
+            let example = unmatched.first().cloned().unwrap_or_else(|| "(none)".to_owned());
+            return Err(LoraError::NothingMatches {
+                name: want.name.clone(),
+                count: count.max(unmatched.len()),
+                example,
+            });
+        }
+        applied
+            .warnings
+            .extend(warning(&want.name, &unmatched, count + file.other().len()));
+        files.push(file);
+    }
+    applied.layers = shares.len();
+    let numbers: usize = layers
+        .denoiser
+        .names()
+        .iter()
+        .filter_map(|name| layers.denoiser.get(name))
+        .map(count_of)
+        .sum();
+    for (slot, shares) in shares.values() {
+        patch(slot, shares, wanted, &files, numbers > MERGE_UP_TO)?;
+    }
+    Ok(applied)
+}
+
+fn count_of(slot: Rc<WeightSlot>) -> usize {
+    slot.shape().iter().product()
+}
+
+fn warning(name: &str, unmatched: &[String], count: usize) -> Option<String> {
+    if unmatched.is_empty() {
+        return None;
+    }
+    let some = unmatched
+        .iter()
+        .take(NAMED)
+        .map(|layer| format!("`{layer}`"))
+        .collect::<Vec<_>>()
+        .join(", ");
+    let more = if unmatched.len() > NAMED { ", ..." } else { "" };
+    Some(format!(
+        "lora `{name}`: {} of {count} keys match nothing in this model: {some}{more}",
+        unmatched.len()
+    ))
+}
+
+/// Adds every share to one slot, in one step.
+fn patch(
+    slot: &WeightSlot,
+    shares: &[Share],
+    wanted: &[Wanted],
+    files: &[LoraFile],
+    too_big: bool,
+) -> Result<(), LoraError> {
+    let mut changes = Vec::with_capacity(shares.len());
+    for share in shares {
+        let (Some(want), Some(file)) = (wanted.get(share.file), files.get(share.file)) else {
+            continue;
+        };
+        let change = file.change(&share.layer).map_err(|source| LoraError::File {
+            name: want.name.clone(),
+            source,
+        })?;
+        let rows = rows_of(share, &change, &want.name)?;
+        changes.push((want, change, rows));
+    }
+    let linear = slot.shape().len() == 2;
+    let beside = linear && (slot.quantisation().is_some() || too_big);
+    if beside && changes.iter().all(|(_, change, _)| change.low_rank().is_some()) {
+        for (want, change, rows) in &changes {
+            if let Some(low) = change.low_rank() {
+                slot.add_side(low.down, &rows.of(low.up)?, low.scale * f64::from(want.strength))?;
+            }
+        }
+        return Ok(());
+    }
+    let original = slot.original_f32()?;
+    let flat = original.flatten_from(1)?;
+    let mut sum = flat.clone();
+    for (want, change, rows) in &changes {
+        let delta = if rows.is_all() {
+            change.delta(&flat)?
+        } else {
+            rows.of(&change.delta(&rows.spread(&flat)?)?)?
+        };
+        sum = (sum + (delta * f64::from(want.strength))?)?;
+    }
+    slot.replace(&sum.reshape(slot.shape())?)?;
+    Ok(())
+}
+
+/// The rows of a file's layer that belong to one slot.
+struct Rows {
+    start: usize,
+    count: usize,
+    total: usize,
+    halves_swapped: bool,
+}
+
+fn rows_of(share: &Share, change: &Change, name: &str) -> Result<Rows, LoraError> {
+    let Target {
+        slots, halves_swapped, ..
+    } = &share.target;
+    let heights: Vec<usize> = slots
+        .iter()
+        .map(|slot| slot.weight.shape().first().copied().unwrap_or(0))
+        .collect();
+    let total: usize = heights.iter().sum();
+    let numbers: usize = slots
+        .iter()
+        .map(|slot| slot.weight.shape().iter().product::<usize>())
+        .sum();
+    if change.rows() != total || change.count() != numbers {
+        return Err(LoraError::OtherModel {
+            name: name.to_owned(),
+            layer: share.layer.clone(),
+            found: change.count(),
+            expected: numbers,
+        });
+    }
+    let fused = slots.len() > 1 || *halves_swapped;
+    if fused && change.is_decomposed() {
+        let reason = format!(
+            "layer `{}` is a DoRA of several layers in one, which is not supported",
+            share.layer
+        );
+        return Err(LoraError::Damaged {
+            name: name.to_owned(),
+            reason,
+        });
+    }
+    let start = heights.iter().take(share.index).sum();
+    let count = heights.get(share.index).copied().unwrap_or(0);
+    Ok(Rows {
+        start,
+        count,
+        total,
+        halves_swapped: *halves_swapped,
+    })
+}
+
+impl Rows {
+    fn is_all(&self) -> bool {
+        self.count == self.total && !self.halves_swapped
+    }
+
+    /// These rows of a matrix that has all of them.
+    fn of(&self, all: &Tensor) -> candle_core::Result<Tensor> {
+        let rows = if self.halves_swapped {
+            let half = self.total / 2;
+            Tensor::cat(&[all.narrow(0, half, self.total - half)?, all.narrow(0, 0, half)?], 0)?
+        } else {
+            all.clone()
+        };
+        rows.narrow(0, self.start, self.count)?.contiguous()
+    }
+
+    /// A stand-in with all rows for a change that does not look at the weight.
+    fn spread(&self, rows: &Tensor) -> candle_core::Result<Tensor> {
+        Tensor::zeros((self.total, rows.dim(1)?), rows.dtype(), rows.device())
+    }
+}
