@@ -5,6 +5,7 @@ mod clip;
 mod flux;
 mod flux_blocks;
 mod flux_pipeline;
+mod images;
 mod models;
 mod noise;
 mod ops;
