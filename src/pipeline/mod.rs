@@ -16,18 +16,14 @@ mod denoise;
 pub mod device;
 mod error;
 pub mod flux;
-<<<<<<< HEAD
 mod guidance;
+pub mod image_io;
 mod job;
 mod latents;
 mod load;
 pub mod noise;
-mod pictures;
-=======
-pub mod image_io;
-pub mod noise;
 pub mod parameters;
->>>>>>> 20ca545 (image files: limits before decoding, Pillow's resize to the bit, masks, paste back, A1111 parameters in every format)
+mod pictures;
 pub mod preview;
 mod source;
 pub mod stable_diffusion;
