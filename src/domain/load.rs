@@ -17,6 +17,8 @@ pub struct LoadOptions {
     pub dtype: DtypeChoice,
     /// VAE folder or file to use instead of the model's own.
     pub vae: Option<PathBuf>,
+    /// TAESD folder or file for previews; without it they are a linear map of the latents.
+    pub taesd: Option<PathBuf>,
     /// `tokenizer.json` of T5 for files that come without one.
     pub tokenizer_2: Option<PathBuf>,
     /// What becomes of the text encoders after use.

@@ -1,7 +1,10 @@
 //! Where and how a model computes, and why it could not be built.
 
+use std::path::PathBuf;
+
 use candle_core::{DType, Device};
 
+use super::preview::{LatentColours, Previewer};
 use super::text::TextError;
 use crate::domain::load::Residency;
 use crate::models::ModelError;
@@ -16,6 +19,21 @@ pub struct Compute {
     pub dtype: DType,
     /// What becomes of the text encoders after use.
     pub residency: Residency,
+    /// TAESD for previews.
+    pub taesd: Option<PathBuf>,
+}
+
+impl Compute {
+    /// What makes previews of latents of `channels`: TAESD, else `colours` where they are known.
+    ///
+    /// # Errors
+    /// TAESD cannot be read.
+    pub fn previewer(&self, channels: usize, colours: Option<LatentColours>) -> Result<Option<Previewer>, ModelError> {
+        match &self.taesd {
+            Some(path) => Previewer::open(path, channels, &self.device, self.dtype).map(Some),
+            None => Ok(colours.map(Previewer::Colours)),
+        }
+    }
 }
 
 impl Compute {

@@ -65,7 +65,10 @@ pub trait StepWatch {
     fn before_call(&mut self) -> Result<(), PipelineError>;
 
     /// `done` steps of this picture are done; `denoised` is what the latents look like without their noise.
-    fn after_step(&mut self, done: usize, denoised: &[f32]);
+    ///
+    /// # Errors
+    /// A preview could not be made.
+    fn after_step(&mut self, done: usize, denoised: &[f32]) -> Result<(), PipelineError>;
 }
 
 impl Denoise<'_> {
@@ -96,7 +99,7 @@ impl Denoise<'_> {
             let after = scheduler.steps_done(call);
             if after > done {
                 done = after;
-                watch.after_step(done, scheduler.denoised());
+                watch.after_step(done, scheduler.denoised())?;
             }
         }
         Ok(())

@@ -6,11 +6,11 @@ use candle_core::{DType, Device, Tensor};
 use image::{GrayImage, RgbImage};
 
 use super::denoise::{Denoise, Keep, Predict, StepWatch};
+use super::image_io::{BinaryMask, from_model, paste_back, resize_luma, resize_rgb};
 use super::latents::LatentShape;
 use super::noise::TorchGenerator;
-use super::pictures::{Paste, resize_mask, resize_picture, to_picture};
-use super::preview::LatentColours;
-use super::source::{EncodedPicture, latent_mask, masked_pixels, pixels};
+use super::preview::Previewer;
+use super::source::{EncodedPicture, masked_pixels, pixels};
 use super::{PipelineError, Watch};
 use crate::domain::event::{Step, Timings};
 use crate::domain::request::{GenerationRequest, Operation};
@@ -73,10 +73,29 @@ struct Source {
 
 struct Mask {
     picture: GrayImage,
-    paste: Paste,
+    pixels: BinaryMask,
+    feather: u32,
     on_latents: Vec<f32>,
     /// Of the picture without what the mask covers, for inpainting models.
     masked: Option<EncodedPicture>,
+}
+
+/// What stands for mask and masked picture when an inpainting model paints without a mask: everything is to be painted,
+/// over grey.
+struct Blank {
+    mask: GrayImage,
+    on_latents: Vec<f32>,
+    masked: Vec<f32>,
+}
+
+impl Blank {
+    fn beside(&self) -> Beside<'_> {
+        Beside {
+            mask: &self.mask,
+            on_latents: &self.on_latents,
+            masked: &self.masked,
+        }
+    }
 }
 
 /// A job that is being painted.
@@ -85,8 +104,8 @@ pub struct Job<'a> {
     pub painter: &'a dyn Painter,
     /// The request.
     pub request: &'a GenerationRequest,
-    /// Map to preview colours.
-    pub colours: Option<&'a LatentColours>,
+    /// Makes previews.
+    pub previewer: Option<&'a Previewer>,
     /// Where the time goes.
     pub timings: &'a mut Timings,
 }
@@ -103,10 +122,11 @@ impl Job<'_> {
             self.painter.vae().config().latent_channels,
         );
         let started = Instant::now();
-        let source = self.source(shape, watch)?;
+        let source = self.source(watch)?;
+        let blank = self.blank(source.as_ref(), watch)?;
         self.timings.vae_encode_s += started.elapsed().as_secs_f64();
         (0..self.request.count)
-            .map(|index| self.paint_one(index, shape, source.as_ref(), watch))
+            .map(|index| self.paint_one(index, shape, source.as_ref(), blank.as_ref(), watch))
             .collect()
     }
 
@@ -115,6 +135,7 @@ impl Job<'_> {
         index: u32,
         shape: LatentShape,
         source: Option<&Source>,
+        blank: Option<&Blank>,
         watch: &mut dyn Watch,
     ) -> Result<RgbImage, PipelineError> {
         let started = Instant::now();
@@ -135,6 +156,7 @@ impl Job<'_> {
             on_latents: &mask.on_latents,
             masked,
         });
+        let beside = beside.or(blank.map(Blank::beside));
         let keep = mask.filter(|_| beside.is_none()).map(|mask| Keep {
             original: &start.original,
             noise: &start.noise,
@@ -150,7 +172,8 @@ impl Job<'_> {
             done_before: index as usize * scheduler.steps(),
             total: self.request.count as usize * scheduler.steps(),
             preview_every: self.request.preview_every as usize,
-            colours: self.colours,
+            previewer: self.previewer,
+            device: self.painter.device(),
             shape,
         };
         denoise.run(scheduler.as_mut(), &mut latents, &mut noise, &mut reporter)?;
@@ -161,7 +184,7 @@ impl Job<'_> {
                 picture,
                 mask: Some(mask),
                 ..
-            }) => mask.paste.onto(picture, &painted),
+            }) => paste_back(&painted, picture, &mask.pixels, mask.feather),
             _ => painted,
         })
     }
@@ -182,7 +205,7 @@ impl Job<'_> {
     }
 
     /// Resizes and encodes what the job starts from.
-    fn source(&self, shape: LatentShape, watch: &dyn Watch) -> Result<Option<Source>, PipelineError> {
+    fn source(&self, watch: &dyn Watch) -> Result<Option<Source>, PipelineError> {
         let size = self.request.size;
         let (picture, mask, strength, feather) = match &self.request.operation {
             Operation::TextToImage => return Ok(None),
@@ -194,8 +217,8 @@ impl Job<'_> {
                 feather,
             } => (image, Some(mask), *strength, *feather),
         };
-        let picture = resize_picture(&picture.0, size);
-        let mask = mask.map(|mask| resize_mask(&mask.0, size));
+        let picture = resize_rgb(&picture.0, size.width, size.height);
+        let mask = mask.map(|mask| resize_luma(&mask.0, size.width, size.height));
         let inpainting_model = self.painter.is_inpainting_model();
         let needs_whole = mask.is_none() || !inpainting_model || strength < 1.0;
         let encoded = if needs_whole {
@@ -203,7 +226,7 @@ impl Job<'_> {
         } else {
             None
         };
-        let mask = mask.map(|mask| self.mask(&picture, &mask, shape, feather, watch));
+        let mask = mask.map(|mask| self.mask(&picture, mask, feather, watch));
         Ok(Some(Source {
             picture,
             strength,
@@ -215,23 +238,42 @@ impl Job<'_> {
     fn mask(
         &self,
         picture: &RgbImage,
-        mask: &GrayImage,
-        shape: LatentShape,
+        mask: GrayImage,
         feather: u32,
         watch: &dyn Watch,
     ) -> Result<Mask, PipelineError> {
+        let pixels = BinaryMask::new(&mask, mask.width(), mask.height());
         let masked = if self.painter.is_inpainting_model() {
-            let pixels = masked_pixels(picture, mask, self.painter.device())?;
+            let pixels = masked_pixels(picture, &pixels, self.painter.device())?;
             Some(self.encode(&pixels, watch)?)
         } else {
             None
         };
         Ok(Mask {
-            picture: mask.clone(),
-            paste: Paste::new(mask, feather),
-            on_latents: latent_mask(mask, shape),
+            on_latents: pixels.latent_values(self.painter.vae().config().pixels_per_latent() as u32),
+            picture: mask,
+            pixels,
+            feather,
             masked,
         })
+    }
+
+    /// What an inpainting model is shown when there is no mask. `None` for other models.
+    fn blank(&self, source: Option<&Source>, watch: &dyn Watch) -> Result<Option<Blank>, PipelineError> {
+        let masked = source.is_some_and(|source| source.mask.is_some());
+        if masked || !self.painter.is_inpainting_model() {
+            return Ok(None);
+        }
+        let size = self.request.size;
+        let mask = GrayImage::from_pixel(size.width, size.height, image::Luma([255]));
+        let all = BinaryMask::new(&mask, size.width, size.height);
+        let grey = (1, size.height as usize, size.width as usize, 3);
+        let grey = Tensor::zeros(grey, DType::F32, self.painter.device())?;
+        Ok(Some(Blank {
+            on_latents: all.latent_values(self.painter.vae().config().pixels_per_latent() as u32),
+            mask,
+            masked: self.encode(&grey, watch)?.mean(),
+        }))
     }
 
     fn encode(&self, pixels: &Tensor, watch: &dyn Watch) -> Result<EncodedPicture, PipelineError> {
@@ -291,14 +333,14 @@ impl Start {
 fn picture_of(decoded: &Tensor) -> Result<RgbImage, PipelineError> {
     let (_, height, width, _) = decoded.dims4()?;
     let values: Vec<f32> = decoded
-        .to_device(&candle_core::Device::Cpu)?
+        .to_device(&Device::Cpu)?
         .to_dtype(DType::F32)?
         .flatten_all()?
         .to_vec1()?;
     if !values.iter().all(|value| value.is_finite()) {
         return Err(PipelineError::NotFinite { part: "vae" });
     }
-    Ok(to_picture(&values, width as u32, height as u32))
+    Ok(from_model(&values, width as u32, height as u32))
 }
 
 /// Tells the watcher of steps and previews.
@@ -307,7 +349,8 @@ struct Reporter<'a> {
     done_before: usize,
     total: usize,
     preview_every: usize,
-    colours: Option<&'a LatentColours>,
+    previewer: Option<&'a Previewer>,
+    device: &'a Device,
     shape: LatentShape,
 }
 
@@ -319,7 +362,7 @@ impl StepWatch for Reporter<'_> {
         Ok(())
     }
 
-    fn after_step(&mut self, done: usize, denoised: &[f32]) {
+    fn after_step(&mut self, done: usize, denoised: &[f32]) -> Result<(), PipelineError> {
         let step = Step {
             step: (self.done_before + done) as u32,
             total: self.total as u32,
@@ -328,10 +371,12 @@ impl StepWatch for Reporter<'_> {
         watch.step(step);
         if self.preview_every > 0
             && done.is_multiple_of(self.preview_every)
-            && let Some(colours) = self.colours
+            && let Some(previewer) = self.previewer
             && denoised.len() == self.shape.len()
         {
-            watch.preview(step, colours.picture(denoised, self.shape.width, self.shape.height));
+            let latents = self.shape.to_device(denoised, self.device, DType::F32)?;
+            watch.preview(step, previewer.picture(&latents)?);
         }
+        Ok(())
     }
 }

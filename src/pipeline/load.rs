@@ -77,6 +77,7 @@ pub fn load_files(
         dtype: device::dtype(options.dtype, &device, files.family()),
         device,
         residency: options.residency,
+        taesd: options.taesd.clone(),
     };
     if files.family().is_flux() {
         let parts = FluxParts::load(files, compute, watch)?;

@@ -1,6 +1,76 @@
-//! Previews: a linear map from latents to colours, at one pixel a latent. Costs a few thousand multiplications.
+//! Previews: a linear map from latents to colours, at one pixel a latent, which costs a few thousand multiplications; or
+//! a tiny decoder (TAESD) at full size, where its file is given.
 
+use std::path::Path;
+use std::rc::Rc;
+
+use candle_core::{DType, Device, Tensor};
 use image::{Rgb, RgbImage};
+
+use super::image_io::from_model;
+use crate::models::ModelError;
+use crate::models::taesd::{Taesd, TaesdConfig};
+use crate::weights::{SafeTensors, Weights, WeightsError};
+
+/// How latents become a preview.
+#[derive(Debug)]
+pub enum Previewer {
+    /// By a linear map.
+    Colours(LatentColours),
+    /// By a tiny decoder.
+    Tiny(Taesd),
+}
+
+impl Previewer {
+    /// The tiny decoder of a folder (`config.json` and a `.safetensors` file) or of a file for latents of `channels`.
+    ///
+    /// # Errors
+    /// It is not there, damaged, or for other latents.
+    pub fn open(path: &Path, channels: usize, device: &Device, dtype: DType) -> Result<Self, ModelError> {
+        let (config, file) = if path.is_dir() {
+            let name = path.join("config.json");
+            let text = std::fs::read_to_string(&name).map_err(|source| WeightsError::Io { path: name, source })?;
+            (
+                TaesdConfig::parse(&text)?,
+                path.join("diffusion_pytorch_model.safetensors"),
+            )
+        } else {
+            let mut config = TaesdConfig::default();
+            config.latent_channels = channels;
+            (config, path.to_owned())
+        };
+        if config.latent_channels != channels {
+            let reason = format!(
+                "it is for latents of {} channels, not {channels}",
+                config.latent_channels
+            );
+            return Err(WeightsError::Damaged { path: file, reason }.into());
+        }
+        let weights = Weights::new(Rc::new(SafeTensors::open(&file)?), device.clone(), dtype);
+        Ok(Self::Tiny(Taesd::load(&weights, &config)?))
+    }
+
+    /// A preview of latents `(1, H, W, C)`.
+    ///
+    /// # Errors
+    /// The device refused.
+    pub fn picture(&self, latents: &Tensor) -> candle_core::Result<RgbImage> {
+        let (pixels, colours) = match self {
+            Self::Colours(colours) => (latents.clone(), Some(colours)),
+            Self::Tiny(decoder) => (decoder.decode(latents)?, None),
+        };
+        let (_, height, width, _) = pixels.dims4()?;
+        let values: Vec<f32> = pixels
+            .to_device(&Device::Cpu)?
+            .to_dtype(DType::F32)?
+            .flatten_all()?
+            .to_vec1()?;
+        Ok(match colours {
+            Some(colours) => colours.picture(&values, width, height),
+            None => from_model(&values, width as u32, height as u32),
+        })
+    }
+}
 
 /// What each latent channel adds to red, green and blue, for colours from -1 to 1.
 #[derive(Clone, Debug, PartialEq)]
@@ -102,15 +172,15 @@ impl LatentColours {
         })
     }
 
-    /// Planes `(C, height, width)` as a picture.
+    /// Latents `(height, width, C)` as a picture.
     #[must_use]
-    pub fn picture(&self, planes: &[f32], width: usize, height: usize) -> RgbImage {
-        let plane = width * height;
+    pub fn picture(&self, latents: &[f32], width: usize, height: usize) -> RgbImage {
+        let channels = self.factors.len();
         RgbImage::from_fn(width as u32, height as u32, |x, y| {
             let pixel = y as usize * width + x as usize;
             let mut colour = self.bias;
             for (c, factors) in self.factors.iter().enumerate() {
-                let value = planes.get(c * plane + pixel).copied().unwrap_or(0.0);
+                let value = latents.get(pixel * channels + c).copied().unwrap_or(0.0);
                 for (sum, factor) in colour.iter_mut().zip(factors) {
                     *sum += value * factor;
                 }
@@ -150,7 +220,7 @@ mod tests {
         let map = LatentColours::stable_diffusion();
         assert_eq!(map.picture(&[0.0; 24], 3, 2).get_pixel(1, 1).0, [128; 3]);
         let mut planes = vec![0.0; 24];
-        planes[6] = 100.0;
+        planes[1] = 100.0;
         let picture = map.picture(&planes, 3, 2);
         assert_eq!((picture.width(), picture.height()), (3, 2));
         assert_eq!(picture.get_pixel(0, 0).0, [255; 3]);

@@ -1,11 +1,12 @@
-//! The picture that a job starts from, and the mask of what is painted anew.
+//! The picture that a job starts from, as the VAE sees it.
 
 use candle_core::{Device, Tensor};
-use image::{GrayImage, RgbImage};
+use image::RgbImage;
 
-use super::latents::{LatentShape, to_planes};
+use super::PipelineError;
+use super::image_io::{BinaryMask, to_model};
+use super::latents::to_planes;
 use crate::models::vae::{Posterior, Tiling, Vae};
-use crate::pipeline::PipelineError;
 
 /// A picture as the VAE sees it: a distribution of latents.
 pub struct EncodedPicture {
@@ -36,6 +37,14 @@ impl EncodedPicture {
         })
     }
 
+    /// The middle of the distribution, as the denoiser has it.
+    pub fn mean(&self) -> Vec<f32> {
+        self.mean
+            .iter()
+            .map(|mean| self.scaling * (mean - self.shift))
+            .collect()
+    }
+
     /// One draw of its latents, as the denoiser has them.
     pub fn sample(&self, noise: &[f32]) -> Vec<f32> {
         let drawn = self.mean.iter().zip(&self.std).zip(noise);
@@ -50,47 +59,25 @@ impl EncodedPicture {
 /// # Errors
 /// The device refused.
 pub fn pixels(picture: &RgbImage, device: &Device) -> candle_core::Result<Tensor> {
-    let values: Vec<f32> = picture
-        .as_raw()
-        .iter()
-        .map(|v| 2.0 * (f32::from(*v) / 255.0) - 1.0)
-        .collect();
-    tensor(values, picture, device)
+    tensor(to_model(picture), picture, device)
 }
 
-/// As [`pixels`], with 0 (grey) where `mask` is white.
+/// As [`pixels`], with 0 (grey) where the mask is white.
 ///
 /// # Errors
 /// The device refused.
-pub fn masked_pixels(picture: &RgbImage, mask: &GrayImage, device: &Device) -> candle_core::Result<Tensor> {
-    let kept = picture.pixels().zip(mask.pixels()).flat_map(|(colour, mask)| {
-        let keep = if is_painted(mask.0[0]) { 0.0 } else { 1.0 };
-        colour.0.map(|v| (2.0 * (f32::from(v) / 255.0) - 1.0) * keep)
-    });
-    tensor(kept.collect(), picture, device)
+pub fn masked_pixels(picture: &RgbImage, mask: &BinaryMask, device: &Device) -> candle_core::Result<Tensor> {
+    let mut values = to_model(picture);
+    mask.blank(&mut values);
+    tensor(values, picture, device)
 }
 
 fn tensor(values: Vec<f32>, picture: &RgbImage, device: &Device) -> candle_core::Result<Tensor> {
     let shape = (1, picture.height() as usize, picture.width() as usize, 3);
-    Tensor::from_vec(values, shape, device)
+    Tensor::from_vec(values, shape, &Device::Cpu)?.to_device(device)
 }
 
 /// Whether a pixel of a mask is painted anew.
 pub fn is_painted(mask: u8) -> bool {
     mask >= 128
-}
-
-/// The mask on the latents' grid, 1 where it is painted: each latent takes the pixel at its corner, as torch's nearest
-/// interpolation does.
-pub fn latent_mask(mask: &GrayImage, shape: LatentShape) -> Vec<f32> {
-    let (fy, fx) = (
-        mask.height() as usize / shape.height,
-        mask.width() as usize / shape.width,
-    );
-    (0..shape.plane())
-        .map(|i| {
-            let (y, x) = (i / shape.width * fy, i % shape.width * fx);
-            f32::from(u8::from(is_painted(mask.get_pixel(x as u32, y as u32).0[0])))
-        })
-        .collect()
 }

@@ -113,6 +113,12 @@ pub const KEYS: &[Key] = &[
         "VAE",
         "VAE folder or file to use instead of the model's",
     ),
+    server(
+        "model.taesd",
+        "taesd",
+        "TAESD",
+        "TAESD folder or file, for sharper previews",
+    ),
     paints(
         "model.tokenizer_2",
         "tokenizer-2",

@@ -79,6 +79,8 @@ pub struct Model {
     pub dtype: String,
     /// VAE folder or file; empty for the model's own.
     pub vae: String,
+    /// TAESD folder or file for previews; empty for none.
+    pub taesd: String,
     /// T5 tokenizer; empty for the model's own.
     pub tokenizer_2: String,
     /// Text encoders after use.
@@ -188,6 +190,7 @@ impl Settings {
             device,
             dtype,
             vae,
+            taesd,
             tokenizer_2,
             residency,
             step_cache,
@@ -198,6 +201,7 @@ impl Settings {
             device: layers::choice("model.device", device)?,
             dtype: layers::choice("model.dtype", dtype)?,
             vae: set(vae).map(PathBuf::from),
+            taesd: set(taesd).map(PathBuf::from),
             tokenizer_2: set(tokenizer_2).map(PathBuf::from),
             residency: layers::choice("model.residency", residency)?,
             step_cache: layers::choice("model.step_cache", step_cache)?,

@@ -1,5 +1,7 @@
 //! The levels of a UNet: down, middle, up.
 
+use std::ops::Range;
+
 use candle_core::{D, Result, Tensor};
 
 use super::super::resnet::{Resnet, ResnetShape};
@@ -115,9 +117,25 @@ impl Down {
         })
     }
 
+    /// The first of its stages alone; `None` if it has none.
+    pub fn first(&self, x: &Tensor, context: Context<'_>) -> Result<Option<Tensor>> {
+        self.stages.first().map(|stage| stage.forward(x, context)).transpose()
+    }
+
     /// Leaves each of its states in `skips`.
-    pub fn forward(&self, mut x: Tensor, context: Context<'_>, skips: &mut Vec<Tensor>) -> Result<Tensor> {
-        for stage in &self.stages {
+    pub fn forward(&self, x: Tensor, context: Context<'_>, skips: &mut Vec<Tensor>) -> Result<Tensor> {
+        self.forward_from(0, x, context, skips)
+    }
+
+    /// As [`Down::forward`], from the stage `begin` on, which `x` has reached.
+    pub fn forward_from(
+        &self,
+        begin: usize,
+        mut x: Tensor,
+        context: Context<'_>,
+        skips: &mut Vec<Tensor>,
+    ) -> Result<Tensor> {
+        for stage in self.stages.iter().skip(begin) {
             x = stage.forward(&x, context)?;
             skips.push(x.clone());
         }
@@ -194,14 +212,35 @@ impl Up {
         })
     }
 
+    /// How many stages there are.
+    pub fn stages(&self) -> usize {
+        self.stages.len()
+    }
+
     /// Takes its states from `skips`, and the size to go up to from the next one there.
-    pub fn forward(&self, mut x: Tensor, context: Context<'_>, skips: &mut Vec<Tensor>) -> Result<Tensor> {
-        for stage in &self.stages {
+    pub fn forward(&self, x: Tensor, context: Context<'_>, skips: &mut Vec<Tensor>) -> Result<Tensor> {
+        let x = self.forward_stages(0..self.stages.len(), x, context, skips)?;
+        self.go_up(x, skips)
+    }
+
+    /// Some of its stages, without the way up to the next level.
+    pub fn forward_stages(
+        &self,
+        range: Range<usize>,
+        mut x: Tensor,
+        context: Context<'_>,
+        skips: &mut Vec<Tensor>,
+    ) -> Result<Tensor> {
+        for stage in &self.stages[range] {
             let Some(skip) = skips.pop() else {
                 candle_core::bail!("the way up is longer than the way down")
             };
             x = stage.forward(&Tensor::cat(&[&x, &skip], D::Minus1)?, context)?;
         }
+        Ok(x)
+    }
+
+    fn go_up(&self, x: Tensor, skips: &[Tensor]) -> Result<Tensor> {
         let Some(upsample) = &self.upsample else { return Ok(x) };
         let (_, height, width, _) = match skips.last() {
             Some(next) => next.dims4()?,

@@ -5,7 +5,9 @@ mod blocks;
 mod config;
 mod fields;
 mod model;
+mod reuse;
 mod transformer;
 
 pub use config::UNetConfig;
 pub use model::{Added, Prompt, UNet};
+pub use reuse::FeatureCache;

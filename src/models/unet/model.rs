@@ -6,8 +6,12 @@ use super::super::ModelError;
 use super::attention::PromptReaders;
 use super::blocks::{Context, Down, Middle, Parts, Up};
 use super::config::UNetConfig;
+use super::reuse::FeatureCache;
 use crate::ops::{Activation, Bias, Conv2d, ConvShape, GroupNorm, Linear, Padding, TimestepEmbedding, silu};
 use crate::weights::{LoadResult, Weights};
+
+/// Stages of the last level up that always run: those that read what the input and the first stage down left.
+const OUTER: usize = 2;
 
 /// What a UNet makes of a prompt once, for all steps of a job. Made anew when a LoRA changes the UNet's weights.
 #[derive(Clone, Debug)]
@@ -173,13 +177,55 @@ impl UNet {
     ) -> Result<Tensor> {
         let time = silu(&self.embed_time(t, added)?)?;
         let context = Context { time: &time, prompt };
+        let x = self.enter(x)?;
+        show("conv_in", &x);
+        let x = self.through(x, context, show)?;
+        self.leave(&x)
+    }
+
+    /// As [`UNet::forward`], but the deep levels are left out where what they gave last, which `cache` remembers, is still
+    /// good.
+    ///
+    /// # Errors
+    /// As [`UNet::forward`].
+    pub fn forward_reusing(
+        &self,
+        x: &Tensor,
+        t: f32,
+        prompt: &Prompt,
+        added: &Added,
+        cache: &mut FeatureCache,
+    ) -> Result<Tensor> {
+        let time = silu(&self.embed_time(t, added)?)?;
+        let context = Context { time: &time, prompt };
+        let x = self.enter(x)?;
+        let x = match (self.down.split_first(), self.up.split_last()) {
+            (Some(down), Some((last, up))) if last.stages() >= OUTER => {
+                self.through_with(cache, x, context, down, (last, up))?
+            }
+            _ => self.through(x, context, &mut |_, _| ())?,
+        };
+        self.leave(&x)
+    }
+
+    fn enter(&self, x: &Tensor) -> Result<Tensor> {
+        let x = x.to_dtype(self.dtype)?;
         let x = if self.config.center_input {
             x.affine(2.0, -1.0)?
         } else {
-            x.clone()
+            x
         };
-        let mut x = self.conv_in.forward(&x.to_dtype(self.dtype)?)?;
-        show("conv_in", &x);
+        self.conv_in.forward(&x)
+    }
+
+    fn leave(&self, x: &Tensor) -> Result<Tensor> {
+        self.conv_out
+            .forward(&self.norm_out.forward_silu(x)?)?
+            .to_dtype(DType::F32)
+    }
+
+    /// Down, through the middle, and up.
+    fn through(&self, mut x: Tensor, context: Context<'_>, show: &mut dyn FnMut(&str, &Tensor)) -> Result<Tensor> {
         let mut skips = vec![x.clone()];
         for (i, block) in self.down.iter().enumerate() {
             x = block.forward(x, context, &mut skips)?;
@@ -193,9 +239,39 @@ impl UNet {
             x = block.forward(x, context, &mut skips)?;
             show(&format!("up_blocks.{i}"), &x);
         }
-        self.conv_out
-            .forward(&self.norm_out.forward_silu(&x)?)?
-            .to_dtype(DType::F32)
+        Ok(x)
+    }
+
+    /// As [`UNet::through`], but all between the first stage down and the last two stages up may come from memory.
+    fn through_with(
+        &self,
+        cache: &mut FeatureCache,
+        x: Tensor,
+        context: Context<'_>,
+        (first, down): (&Down, &[Down]),
+        (last, up): (&Up, &[Up]),
+    ) -> Result<Tensor> {
+        let Some(start) = first.first(&x, context)? else {
+            return self.through(x, context, &mut |_, _| ());
+        };
+        let outer = last.stages() - OUTER..last.stages();
+        let mut skips = vec![x.clone(), start.clone()];
+        if let Some(deep) = cache.recall(&x, &start)? {
+            return last.forward_stages(outer, deep, context, &mut skips);
+        }
+        let mut x = first.forward_from(1, start, context, &mut skips)?;
+        for block in down {
+            x = block.forward(x, context, &mut skips)?;
+        }
+        if let Some(middle) = &self.middle {
+            x = middle.forward(&x, context)?;
+        }
+        for block in up {
+            x = block.forward(x, context, &mut skips)?;
+        }
+        let deep = last.forward_stages(0..outer.start, x, context, &mut skips)?;
+        cache.store(&deep);
+        last.forward_stages(outer, deep, context, &mut skips)
     }
 
     /// `(B | 1, time_width)`.

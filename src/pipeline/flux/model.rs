@@ -17,7 +17,7 @@ use crate::models::vae::{Vae, VaeConfig};
 use crate::pipeline::guidance::Guidance;
 use crate::pipeline::latents::LatentShape;
 use crate::pipeline::load::{Facts, every_operation};
-use crate::pipeline::preview::LatentColours;
+use crate::pipeline::preview::{LatentColours, Previewer};
 use crate::pipeline::{Compute, LoadWatch, PartsError, PipelineError};
 use crate::schedulers::{self, Scheduler, SchedulerConfig, decimal};
 use crate::weights::{Component, LayerTable, ModelFiles, Weights};
@@ -39,8 +39,8 @@ pub struct FluxParts {
     pub(super) transformer_layers: Rc<LayerTable>,
     pub(super) vae: Vae,
     pub(super) scheduler: SchedulerConfig,
-    /// Latents to colours, where they are known.
-    pub(super) colours: Option<LatentColours>,
+    /// Makes previews; `None` until the colours of the latents have been found.
+    pub(super) previewer: Option<Previewer>,
     pub(super) compute: Compute,
 }
 
@@ -81,7 +81,7 @@ impl FluxParts {
             text,
             transformer,
             transformer_layers: Rc::clone(weights.layers()),
-            colours: known_colours(&vae_config),
+            previewer: compute.previewer(vae_config.latent_channels, known_colours(&vae_config))?,
             vae,
             scheduler,
             compute,

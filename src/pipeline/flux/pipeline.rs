@@ -15,7 +15,8 @@ use crate::pipeline::colours::find_colours;
 use crate::pipeline::denoise::Predict;
 use crate::pipeline::job::{Beside, Job, Painter};
 use crate::pipeline::latents::LatentShape;
-use crate::pipeline::pictures::encode;
+use crate::pipeline::output::encode;
+use crate::pipeline::preview::Previewer;
 use crate::pipeline::tags::read_tags;
 use crate::pipeline::{Pipeline, PipelineError, Watch};
 use crate::schedulers::Scheduler;
@@ -48,8 +49,9 @@ impl Flux {
         let started = Instant::now();
         let scripts = self.read(request, &prompt, &mut warnings)?;
         timings.text_encode_s += started.elapsed().as_secs_f64();
-        if request.preview_every > 0 && self.parts.colours.is_none() {
-            self.parts.colours = Some(find_colours(&self.parts.vae, &self.parts.compute.device)?);
+        if request.preview_every > 0 && self.parts.previewer.is_none() {
+            let colours = find_colours(&self.parts.vae, &self.parts.compute.device)?;
+            self.parts.previewer = Some(Previewer::Colours(colours));
         }
         let mut job = Job {
             painter: &Prompted {
@@ -57,7 +59,7 @@ impl Flux {
                 scripts: &scripts,
             },
             request,
-            colours: self.parts.colours.as_ref(),
+            previewer: self.parts.previewer.as_ref(),
             timings,
         };
         Ok((job.paint(watch)?, warnings))

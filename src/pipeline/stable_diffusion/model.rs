@@ -9,7 +9,7 @@ use crate::models::clip::ClipConfig;
 use crate::models::unet::{UNet, UNetConfig};
 use crate::models::vae::{Vae, VaeConfig};
 use crate::pipeline::load::{Facts, every_operation};
-use crate::pipeline::preview::LatentColours;
+use crate::pipeline::preview::{LatentColours, Previewer};
 use crate::pipeline::text::{ClipTokenizer, Padding};
 use crate::pipeline::{Compute, LoadWatch, PartsError};
 use crate::schedulers::SchedulerConfig;
@@ -29,8 +29,8 @@ pub struct Parts {
     pub scheduler: SchedulerConfig,
     /// An empty negative prompt is zeros.
     pub zeros_for_empty: bool,
-    /// Latents to colours, where they are known.
-    pub colours: Option<LatentColours>,
+    /// Makes previews; `None` until the colours of the latents have been found.
+    pub previewer: Option<Previewer>,
     /// Where and how it computes.
     pub compute: Compute,
 }
@@ -72,7 +72,7 @@ impl Parts {
             encoders,
             unet,
             unet_layers,
-            colours: known_colours(&vae_config),
+            previewer: compute.previewer(vae_config.latent_channels, known_colours(&vae_config))?,
             vae,
             scheduler,
             zeros_for_empty,

@@ -4,7 +4,8 @@ use candle_core::{DType, Device};
 
 use super::model::Parts;
 use super::prompts::{Prepared, Prompts, Reading, guidance_embedding};
-use crate::domain::request::{GenerationRequest, Operation, SizeConditioning};
+use crate::domain::request::{GenerationRequest, Operation, SizeConditioning, StepCache};
+use crate::models::unet::FeatureCache;
 use crate::models::vae::Vae;
 use crate::pipeline::PipelineError;
 use crate::pipeline::denoise::{Call, Predict};
@@ -58,6 +59,7 @@ impl Painter for Prompted<'_> {
             guidance: guidance_of(self.parts, request),
             shape,
             beside: beside.map_or_else(Vec::new, |beside| [beside.on_latents, beside.masked].concat()),
+            cache: cache_of(request.step_cache),
         }))
     }
 }
@@ -70,6 +72,7 @@ struct UNetPredict<'a> {
     shape: LatentShape,
     /// Channels beside the latents in the UNet's input, `(C', H, W)`: mask and masked picture of an inpainting model.
     beside: Vec<f32>,
+    cache: Option<FeatureCache>,
 }
 
 impl Predict for UNetPredict<'_> {
@@ -82,7 +85,11 @@ impl Predict for UNetPredict<'_> {
         let input = if guided { input.repeat((2, 1, 1, 1))? } else { input };
         let (prompt, added) = self.prompts.at(call.done, guided)?;
         let timestep = call.scheduler.timesteps()[call.number];
-        let output = self.parts.unet.forward(&input, timestep, prompt, added)?;
+        let unet = &self.parts.unet;
+        let output = match &mut self.cache {
+            Some(cache) => unet.forward_reusing(&input, timestep, prompt, added, cache)?,
+            None => unet.forward(&input, timestep, prompt, added)?,
+        };
         let mut wanted = to_planes(&output.narrow(0, usize::from(guided), 1)?)?;
         if guided {
             let negative = to_planes(&output.narrow(0, 0, 1)?)?;
@@ -93,6 +100,17 @@ impl Predict for UNetPredict<'_> {
         } else {
             Err(PipelineError::NotFinite { part: "denoiser" })
         }
+    }
+}
+
+/// The relative change of the first block below which `step_cache: auto` reuses the deep levels.
+const AUTO_THRESHOLD: f64 = 0.1;
+
+fn cache_of(choice: StepCache) -> Option<FeatureCache> {
+    match choice {
+        StepCache::Off => None,
+        StepCache::Auto => Some(FeatureCache::new(AUTO_THRESHOLD)),
+        StepCache::Threshold(threshold) => Some(FeatureCache::new(f64::from(threshold))),
     }
 }
 

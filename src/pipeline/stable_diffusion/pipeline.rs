@@ -11,7 +11,8 @@ use crate::domain::model::ModelInfo;
 use crate::domain::request::GenerationRequest;
 use crate::pipeline::colours::find_colours;
 use crate::pipeline::job::Job;
-use crate::pipeline::pictures::encode;
+use crate::pipeline::output::encode;
+use crate::pipeline::preview::Previewer;
 use crate::pipeline::tags::read_tags;
 use crate::pipeline::{Pipeline, PipelineError, Watch};
 
@@ -45,8 +46,9 @@ impl StableDiffusion {
             self.parts.encoders.unload();
         }
         timings.text_encode_s += started.elapsed().as_secs_f64();
-        if request.preview_every > 0 && self.parts.colours.is_none() {
-            self.parts.colours = Some(find_colours(&self.parts.vae, &self.parts.compute.device)?);
+        if request.preview_every > 0 && self.parts.previewer.is_none() {
+            let colours = find_colours(&self.parts.vae, &self.parts.compute.device)?;
+            self.parts.previewer = Some(Previewer::Colours(colours));
         }
         let mut job = Job {
             painter: &Prompted {
@@ -54,7 +56,7 @@ impl StableDiffusion {
                 prompts: &prompts,
             },
             request,
-            colours: self.parts.colours.as_ref(),
+            previewer: self.parts.previewer.as_ref(),
             timings,
         };
         Ok((job.paint(watch)?, warnings))
