@@ -4,8 +4,17 @@
 mod support;
 
 mod answers;
+mod bad_input;
 mod cancel;
 mod disconnect;
+mod drain;
+mod families;
+mod hive;
+mod idempotency;
 mod jobs;
 mod overload;
+mod pictures;
+mod protocol;
+mod readers;
 mod recovery;
+mod status;

@@ -8,7 +8,7 @@ mod worker;
 pub use events::{Event, EventStream, names};
 pub use fake::{Script, info};
 pub use hive::{FakeHive, Report};
-pub use worker::{Answer, Worker, wait_until};
+pub use worker::{Answer, Plan, Worker, wait_until};
 
 use base64::Engine;
 
