@@ -105,7 +105,7 @@ fn a_single_block() {
 }
 
 fn velocity(dtype: DType, cache: Option<&mut BlockCache>) -> Tensor {
-    let transformer = FluxTransformer::load(&weights(dtype), &config()).unwrap();
+    let transformer = FluxTransformer::load(&weights(dtype), &config(), &mut |_| ()).unwrap();
     evaluate(&transformer, 738.1, cache)
 }
 
@@ -130,7 +130,7 @@ fn the_whole_transformer() {
 
 #[test]
 fn the_block_cache_is_exact_until_it_reuses() {
-    let transformer = FluxTransformer::load(&weights(DType::F32), &config()).unwrap();
+    let transformer = FluxTransformer::load(&weights(DType::F32), &config(), &mut |_| ()).unwrap();
     let mut never = BlockCache::new(0.0);
     let mut often = BlockCache::new(0.5);
     for timestep in [738.1, 737.0, 300.0] {

@@ -43,11 +43,15 @@ impl Watch for Recorder {
 }
 
 fn model(name: &str, residency: Residency) -> Box<dyn Pipeline> {
+    model_as(name, residency, DtypeChoice::F32)
+}
+
+fn model_as(name: &str, residency: Residency, dtype: DtypeChoice) -> Box<dyn Pipeline> {
     let folder = folder(name);
     let options = LoadOptions {
         model: Some(folder.path().to_str().unwrap().to_owned()),
         device: DeviceChoice::Cpu,
-        dtype: DtypeChoice::F32,
+        dtype,
         residency,
         ..LoadOptions::default()
     };
@@ -234,6 +238,26 @@ fn fill_reads_mask_and_masked_picture_and_only_inpaints() {
     assert!(error.to_string().contains("image and a mask"), "{error}");
 }
 
+/// Largest acceptable noise of bf16 beside f32.
+const BF16_PSNR: f64 = 38.0;
+
+#[test]
+fn bf16_paints_nearly_what_f32_paints() {
+    let mut dev = model_as("dev", Residency::Keep, DtypeChoice::Bf16);
+    assert_eq!(dev.info().dtype, "bf16");
+    let (found, exact) = (
+        &paint(dev.as_mut(), &request(&case("dev_txt2img")))[0],
+        picture("dev_txt2img"),
+    );
+    let errors = found
+        .as_raw()
+        .iter()
+        .zip(exact.as_raw())
+        .map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2));
+    let psnr = 20.0 * 255f64.log10() - 10.0 * (errors.sum::<f64>() / exact.as_raw().len() as f64).log10();
+    assert!(psnr >= BF16_PSNR, "{psnr} dB");
+}
+
 #[test]
 fn cancelling_stops_within_a_step_and_skips_the_vae() {
     let mut dev = model("dev", Residency::Keep);
@@ -284,7 +308,7 @@ fn what_flux_does_not_do_is_refused_by_field() {
         },
         GenerationRequest {
             sampler: Sampler::Ddim,
-            ..plain.clone()
+            ..plain
         },
     ];
     for (request, field) in refused.iter().zip(["eta", "clip_skip", "negative_prompt", "sampler"]) {

@@ -41,23 +41,37 @@ pub struct FluxInput<'a> {
 }
 
 impl FluxTransformer {
-    /// Reads the transformer.
+    /// Reads the transformer; `progress` is told the share that is read, from 0 to 1.
     ///
     /// # Errors
     /// A tensor is missing or does not fit.
-    pub fn load(weights: &Weights, config: &FluxConfig) -> LoadResult<Self> {
+    pub fn load(weights: &Weights, config: &FluxConfig, progress: &mut dyn FnMut(f32)) -> LoadResult<Self> {
         let width = config.width();
         let linear = |name: &str, inputs, outputs| Linear::load(&weights.at(name), inputs, outputs, Bias::Yes);
+        // A double block has 2.4 times the weights of a single one.
+        let (double, single) = (2.4 * config.num_layers as f32, config.num_single_layers as f32);
+        let mut done = 0.0;
+        let mut count = |share: f32| {
+            done += share;
+            progress(done / (double + single));
+        };
+        let double = (0..config.num_layers).map(|i| {
+            let block = DoubleBlock::load(&weights.at("transformer_blocks").at(i), config);
+            count(2.4);
+            block
+        });
+        let double = double.collect::<LoadResult<_>>()?;
+        let single = (0..config.num_single_layers).map(|i| {
+            let block = SingleBlock::load(&weights.at("single_transformer_blocks").at(i), config);
+            count(1.0);
+            block
+        });
         Ok(Self {
             embed: TimeTextEmbed::load(&weights.at("time_text_embed"), config)?,
             text_in: linear("context_embedder", config.joint_attention_dim, width)?,
             image_in: linear("x_embedder", config.in_channels, width)?,
-            double: (0..config.num_layers)
-                .map(|i| DoubleBlock::load(&weights.at("transformer_blocks").at(i), config))
-                .collect::<LoadResult<_>>()?,
-            single: (0..config.num_single_layers)
-                .map(|i| SingleBlock::load(&weights.at("single_transformer_blocks").at(i), config))
-                .collect::<LoadResult<_>>()?,
+            double,
+            single: single.collect::<LoadResult<_>>()?,
             final_modulation: linear("norm_out.linear", width, 2 * width)?,
             final_norm: LayerNorm::plain(NORM_EPS),
             out: linear("proj_out", width, config.out_channels())?,

@@ -74,8 +74,7 @@ impl FluxParts {
         let weights = Weights::new(files.tensors(Component::Transformer)?, device.clone(), dtype);
         let config = FluxConfig::parse(files.config(Component::Transformer)?, &weights)?;
         refuse_others(&config, &vae_config)?;
-        let transformer = FluxTransformer::load(&weights, &config)?;
-        watch.progress("denoiser", 1.0);
+        let transformer = FluxTransformer::load(&weights, &config, &mut |share| watch.progress("denoiser", share))?;
 
         Ok(Self {
             text,
