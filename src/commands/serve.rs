@@ -9,6 +9,7 @@ use crate::actors::model::Loader;
 use crate::app::{Application, LoraCatalog};
 use crate::pipeline;
 use crate::settings::Settings;
+use crate::weights::lora::LoraDir;
 
 /// Exit code after a second signal, as shells count an interrupt.
 const INTERRUPTED: i32 = 130;
@@ -20,7 +21,8 @@ const INTERRUPTED: i32 = 130;
 /// worker goes on and says so.
 pub fn run(settings: &Settings) -> Result<(), Box<dyn Error>> {
     let options = settings.load_options()?;
-    let loras: LoraCatalog = Arc::new(Vec::new);
+    let lora_dir = options.lora_dir.clone().map(LoraDir::new);
+    let loras: LoraCatalog = Arc::new(move || lora_dir.as_ref().map(LoraDir::list).unwrap_or_default());
     let loader: Loader = Box::new(move |watch| pipeline::load(&options, watch).map_err(Into::into));
     actix::System::new().block_on(async {
         let application = Application::build(settings, loader, loras)?;

@@ -72,6 +72,9 @@ pub fn load_files(
     options: &LoadOptions,
     watch: &mut dyn LoadWatch,
 ) -> Result<Box<dyn Pipeline>, LoadError> {
+    if options.threads > 0 {
+        sd_kernels::set_threads(options.threads);
+    }
     let device = device::open(options.device)?;
     let compute = Compute {
         dtype: device::dtype(options.dtype, &device, files.family()),
@@ -82,11 +85,11 @@ pub fn load_files(
     if files.family().is_flux() {
         let parts = FluxParts::load(files, compute, watch)?;
         let info = info(spec, files, options, &parts.facts());
-        return Ok(Box::new(Flux::new(info, parts)));
+        return Ok(Box::new(Flux::new(info, parts, options.lora_dir.clone())));
     }
     let parts = Parts::load(files, compute, watch)?;
     let info = info(spec, files, options, &parts.facts());
-    Ok(Box::new(StableDiffusion::new(info, parts)))
+    Ok(Box::new(StableDiffusion::new(info, parts, options.lora_dir.clone())))
 }
 
 /// What a loaded model's parts tell of it.

@@ -21,6 +21,7 @@ pub mod image_io;
 mod job;
 mod latents;
 mod load;
+mod loras;
 pub mod noise;
 mod output;
 pub mod parameters;

@@ -19,7 +19,9 @@ use crate::pipeline::latents::LatentShape;
 use crate::pipeline::load::{Facts, every_operation};
 use crate::pipeline::preview::{LatentColours, Previewer};
 use crate::pipeline::{Compute, LoadWatch, PartsError, PipelineError};
+use crate::pipeline::text::TextError;
 use crate::schedulers::{self, Scheduler, SchedulerConfig, decimal};
+use crate::weights::lora::Layers;
 use crate::weights::{Component, LayerTable, ModelFiles, Weights};
 
 /// T5 tokens that FLUX.1 dev was trained with.
@@ -102,6 +104,19 @@ impl FluxParts {
             schedules: Schedule::FLOW,
             usual: self.is_fill().then_some(FILL_USUAL),
         }
+    }
+
+    /// The layers that LoRAs change; text encoders that were dropped are read again.
+    ///
+    /// # Errors
+    /// A text encoder could not be read.
+    pub(super) fn layers(&mut self) -> Result<Layers, PipelineError> {
+        let [clip, t5] = self.text.prepare().map_err(TextError::from)?.clone();
+        Ok(Layers {
+            denoiser: Rc::clone(&self.transformer_layers),
+            text_encoder: Some(clip),
+            text_encoder_2: Some(t5),
+        })
     }
 
     /// Whether it is FLUX.1-Fill: mask and masked picture are inputs beside the latents.

@@ -1,5 +1,6 @@
 //! FLUX behind the pipeline's boundary.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use candle_core::Device;
@@ -9,12 +10,13 @@ use super::model::{FluxParts, true_cfg};
 use super::velocity::Scripts;
 use crate::domain::event::{Generation, Timings};
 use crate::domain::model::ModelInfo;
-use crate::domain::request::{GenerationRequest, Operation};
+use crate::domain::request::{GenerationRequest, LoraRef, Operation};
 use crate::models::vae::Vae;
 use crate::pipeline::colours::find_colours;
 use crate::pipeline::denoise::Predict;
 use crate::pipeline::job::{Beside, Job, Painter};
 use crate::pipeline::latents::LatentShape;
+use crate::pipeline::loras::JobLoras;
 use crate::pipeline::output::encode;
 use crate::pipeline::preview::Previewer;
 use crate::pipeline::tags::read_tags;
@@ -25,13 +27,28 @@ use crate::schedulers::Scheduler;
 pub struct Flux {
     info: ModelInfo,
     parts: FluxParts,
+    loras: JobLoras,
 }
 
 impl Flux {
     /// A pipeline of loaded parts.
     #[must_use]
-    pub fn new(info: ModelInfo, parts: FluxParts) -> Self {
-        Self { info, parts }
+    pub fn new(info: ModelInfo, parts: FluxParts, lora_dir: Option<PathBuf>) -> Self {
+        Self {
+            info,
+            parts,
+            loras: JobLoras::new(lora_dir),
+        }
+    }
+
+    fn apply_loras(&mut self, wanted: &[LoraRef], warnings: &mut Vec<String>) -> Result<(), PipelineError> {
+        let parts = &mut self.parts;
+        let applied = self.loras.apply(wanted, || parts.layers())?;
+        if applied.changed && applied.touches_text {
+            self.parts.text.forget();
+        }
+        warnings.extend(applied.warnings);
+        Ok(())
     }
 
     fn run(
@@ -42,12 +59,16 @@ impl Flux {
     ) -> Result<(Vec<RgbImage>, Vec<String>), PipelineError> {
         self.refuse(request)?;
         let mut warnings = Vec::new();
-        let prompt = read_tags(request, &mut warnings)?.text;
+        let tags = read_tags(request, &mut warnings)?;
         if watch.cancelled() {
             return Err(PipelineError::Cancelled);
         }
         let started = Instant::now();
-        let scripts = self.read(request, &prompt, &mut warnings)?;
+        let wanted = [request.loras.as_slice(), &tags.loras].concat();
+        self.apply_loras(&wanted, &mut warnings)?;
+        timings.lora_s = started.elapsed().as_secs_f64();
+        let started = Instant::now();
+        let scripts = self.read(request, &tags.text, &mut warnings)?;
         timings.text_encode_s += started.elapsed().as_secs_f64();
         if request.preview_every > 0 && self.parts.previewer.is_none() {
             let colours = find_colours(&self.parts.vae, &self.parts.compute.device)?;

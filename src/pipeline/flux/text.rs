@@ -91,6 +91,11 @@ impl FluxText {
         Ok(&self.encoders.insert(encoders).layers)
     }
 
+    /// Forgets every prompt: the encoders' weights have changed.
+    pub(super) fn forget(&mut self) {
+        self.known.clear();
+    }
+
     /// Drops the encoders; the memory of prompts stays.
     pub(super) fn unload(&mut self) {
         self.encoders = None;

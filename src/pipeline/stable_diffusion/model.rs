@@ -1,5 +1,7 @@
 //! A loaded Stable Diffusion model.
 
+use std::rc::Rc;
+
 use serde_json::Value;
 
 use super::encoder::{TextEncoder, TextEncoders, UsualLayer};
@@ -10,9 +12,10 @@ use crate::models::unet::{UNet, UNetConfig};
 use crate::models::vae::{Vae, VaeConfig};
 use crate::pipeline::load::{Facts, every_operation};
 use crate::pipeline::preview::{LatentColours, Previewer};
-use crate::pipeline::text::{ClipTokenizer, Padding};
-use crate::pipeline::{Compute, LoadWatch, PartsError};
+use crate::pipeline::text::{ClipTokenizer, Padding, TextError};
+use crate::pipeline::{Compute, LoadWatch, PartsError, PipelineError};
 use crate::schedulers::SchedulerConfig;
+use crate::weights::lora::Layers;
 use crate::weights::{Component, LayerTable, ModelFiles, TokenizerFiles, Weights};
 
 /// The parts of a loaded model.
@@ -22,7 +25,7 @@ pub struct Parts {
     /// The denoiser.
     pub unet: UNet,
     /// Its layers, for LoRAs.
-    pub unet_layers: std::rc::Rc<LayerTable>,
+    pub unet_layers: Rc<LayerTable>,
     /// Between pixels and latents.
     pub vae: Vae,
     /// The model's own scheduler configuration.
@@ -58,7 +61,7 @@ impl Parts {
         watch.progress("denoiser", 0.0);
         let weights = Weights::new(files.tensors(Component::Unet)?, device.clone(), dtype);
         let unet = UNet::load(&weights, &unet_config)?;
-        let unet_layers = std::rc::Rc::clone(weights.layers());
+        let unet_layers = Rc::clone(weights.layers());
 
         watch.progress("vae", 0.0);
         let vae_config = VaeConfig::parse(files.config(Component::Vae)?)?;
@@ -92,6 +95,19 @@ impl Parts {
             schedules: Schedule::ALL,
             usual: None,
         }
+    }
+
+    /// The layers that LoRAs change; text encoders that were dropped are read again.
+    ///
+    /// # Errors
+    /// A text encoder could not be read.
+    pub fn layers(&mut self) -> Result<Layers, PipelineError> {
+        let mut text = self.encoders.layers().map_err(TextError::from)?.into_iter();
+        Ok(Layers {
+            denoiser: Rc::clone(&self.unet_layers),
+            text_encoder: text.next(),
+            text_encoder_2: text.next(),
+        })
     }
 
     /// Whether the denoiser takes mask and masked picture beside the latents.

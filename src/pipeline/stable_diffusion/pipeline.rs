@@ -1,5 +1,6 @@
 //! Stable Diffusion behind the pipeline's boundary.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use image::RgbImage;
@@ -8,9 +9,10 @@ use super::model::Parts;
 use super::painter::{Prompted, read_prompts};
 use crate::domain::event::{Generation, Timings};
 use crate::domain::model::ModelInfo;
-use crate::domain::request::GenerationRequest;
+use crate::domain::request::{GenerationRequest, LoraRef};
 use crate::pipeline::colours::find_colours;
 use crate::pipeline::job::Job;
+use crate::pipeline::loras::JobLoras;
 use crate::pipeline::output::encode;
 use crate::pipeline::preview::Previewer;
 use crate::pipeline::tags::read_tags;
@@ -20,13 +22,28 @@ use crate::pipeline::{Pipeline, PipelineError, Watch};
 pub struct StableDiffusion {
     info: ModelInfo,
     parts: Parts,
+    loras: JobLoras,
 }
 
 impl StableDiffusion {
     /// A pipeline of loaded parts.
     #[must_use]
-    pub fn new(info: ModelInfo, parts: Parts) -> Self {
-        Self { info, parts }
+    pub fn new(info: ModelInfo, parts: Parts, lora_dir: Option<PathBuf>) -> Self {
+        Self {
+            info,
+            parts,
+            loras: JobLoras::new(lora_dir),
+        }
+    }
+
+    fn apply_loras(&mut self, wanted: &[LoraRef], warnings: &mut Vec<String>) -> Result<(), PipelineError> {
+        let parts = &mut self.parts;
+        let applied = self.loras.apply(wanted, || parts.layers())?;
+        if applied.changed && applied.touches_text {
+            self.parts.encoders.forget();
+        }
+        warnings.extend(applied.warnings);
+        Ok(())
     }
 
     fn run(
@@ -36,12 +53,16 @@ impl StableDiffusion {
         timings: &mut Timings,
     ) -> Result<(Vec<RgbImage>, Vec<String>), PipelineError> {
         let mut warnings = Vec::new();
-        let prompt = read_tags(request, &mut warnings)?.text;
+        let tags = read_tags(request, &mut warnings)?;
         if watch.cancelled() {
             return Err(PipelineError::Cancelled);
         }
         let started = Instant::now();
-        let prompts = read_prompts(&mut self.parts, request, &prompt)?;
+        let wanted = [request.loras.as_slice(), &tags.loras].concat();
+        self.apply_loras(&wanted, &mut warnings)?;
+        timings.lora_s = started.elapsed().as_secs_f64();
+        let started = Instant::now();
+        let prompts = read_prompts(&mut self.parts, request, &tags.text)?;
         if self.parts.compute.drops_encoders() {
             self.parts.encoders.unload();
         }
