@@ -25,7 +25,7 @@ pub enum Task {
     /// Serve the model over HTTP (this is also what happens without a word)
     Serve(ServeArgs),
     /// Paint one job without a server
-    Generate(GenerateArgs),
+    Generate(Box<GenerateArgs>),
     /// Time the parts of a model with random weights of its real shapes; nothing is downloaded
     Bench(BenchArgs),
 }

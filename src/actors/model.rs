@@ -4,13 +4,12 @@
 //! the job at hand and the pipeline, which is then loaded again. The thread ends with the process.
 
 use std::any::Any;
-use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
 use actix::{Actor, Addr, Arbiter, Context, Handler};
-use image::{ImageFormat, RgbImage};
+use image::RgbImage;
 use thread_priority::{ThreadPriority, ThreadPriorityValue};
 use tokio::sync::watch;
 use tracing::span::EnteredSpan;
@@ -23,7 +22,7 @@ use crate::domain::event::Step;
 use crate::domain::job::{JobError, JobErrorKind, JobId};
 use crate::domain::model::ModelInfo;
 use crate::domain::picture::{EncodedImage, OutputFormat, Size};
-use crate::pipeline::{LoadWatch, Pipeline, PipelineError, Watch};
+use crate::pipeline::{LoadWatch, Pipeline, PipelineError, Watch, image_io};
 
 /// Why a model could not be loaded.
 pub type LoadError = Box<dyn std::error::Error + Send + Sync>;
@@ -124,11 +123,13 @@ impl ModelActor {
         match outcome {
             Ok(Ok(generation)) => jobs.do_send(Done { id, generation }),
             Ok(Err(PipelineError::Cancelled)) => jobs.do_send(Cancelled { id }),
-            Ok(Err(PipelineError::Unsupported { field, message })) => {
-                let kind = JobErrorKind::BadRequest { field: field.into() };
-                jobs.do_send(failed(id, kind, format!("{field}: {message}"), false));
+            Ok(Err(error)) => {
+                let kind = match error.field() {
+                    Some(field) => JobErrorKind::BadRequest { field: field.into() },
+                    None => JobErrorKind::Model,
+                };
+                jobs.do_send(failed(id, kind, error.to_string(), false));
             }
-            Ok(Err(error)) => jobs.do_send(failed(id, JobErrorKind::Model, error.to_string(), false)),
             Err(panic) => {
                 let message = format!("the model panicked: {}", panic_text(&*panic));
                 jobs.do_send(failed(id, JobErrorKind::Model, message, true));
@@ -259,10 +260,8 @@ impl Watch for RunWatch<'_> {
 }
 
 fn encode_preview(image: &RgbImage) -> Result<EncodedImage, image::ImageError> {
-    let mut bytes = Cursor::new(Vec::new());
-    image.write_to(&mut bytes, ImageFormat::Png)?;
     Ok(EncodedImage {
-        bytes: bytes.into_inner(),
+        bytes: image_io::encode(image, OutputFormat::Png, image_io::DEFAULT_JPEG_QUALITY, None)?,
         format: OutputFormat::Png,
         size: Size {
             width: image.width(),

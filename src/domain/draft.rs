@@ -173,7 +173,7 @@ impl Draft {
             operation: operation(kind, image, mask, strength, feather)?,
             prompt: text("prompt", prompt.ok_or_else(|| missing("prompt"))?)?,
             negative_prompt,
-            prompt_syntax: syntax(prompt_syntax)?,
+            prompt_syntax: syntax(prompt_syntax.as_deref())?,
             size,
             steps,
             guidance_scale,
@@ -189,7 +189,7 @@ impl Draft {
             preview_every: within("preview_every", preview_every, 0, Limits::MAX_STEPS)?.unwrap_or(0),
             size_conditioning: conditioning(original_size, crop_top_left, target_size, size, family)?,
             step_cache: cache(step_cache, rules.step_cache)?,
-            output_format: format(output_format)?,
+            output_format: format(output_format.as_deref())?,
         })
     }
 }
@@ -292,8 +292,8 @@ fn negative(value: Option<String>, family: Family, true_cfg: f32) -> Result<Stri
     Ok(value)
 }
 
-fn syntax(value: Option<String>) -> Result<PromptSyntax, FieldError> {
-    match value.as_deref().map(str::to_ascii_lowercase).as_deref() {
+fn syntax(value: Option<&str>) -> Result<PromptSyntax, FieldError> {
+    match value.map(str::to_ascii_lowercase).as_deref() {
         None | Some("a1111") => Ok(PromptSyntax::A1111),
         Some("plain") => Ok(PromptSyntax::Plain),
         Some(other) => Err(not_one_of("prompt_syntax", other, "a1111, plain")),
@@ -545,8 +545,8 @@ fn cache(value: Option<String>, default: StepCache) -> Result<StepCache, FieldEr
     }
 }
 
-fn format(value: Option<String>) -> Result<OutputFormat, FieldError> {
-    match value.as_deref().map(str::to_ascii_lowercase).as_deref() {
+fn format(value: Option<&str>) -> Result<OutputFormat, FieldError> {
+    match value.map(str::to_ascii_lowercase).as_deref() {
         None => Ok(OutputFormat::Png),
         Some("jpg") => Ok(OutputFormat::Jpeg),
         Some(name) => OutputFormat::ALL

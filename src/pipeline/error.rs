@@ -36,3 +36,22 @@ pub enum PipelineError {
     #[error("the picture could not be encoded: {0}")]
     Encode(#[from] image::ImageError),
 }
+
+impl PipelineError {
+    /// The request's field that is to blame, where it is the request and not the model.
+    pub fn field(&self) -> Option<&'static str> {
+        match self {
+            Self::Unsupported { field, .. } => Some(field),
+            Self::Scheduler(SchedulerError::Schedule(_) | SchedulerError::FlowSchedule { .. }) => Some("schedule"),
+            Self::Scheduler(SchedulerError::FlowSampler { .. }) => Some("sampler"),
+            Self::Scheduler(SchedulerError::Steps { .. }) => Some("steps"),
+            Self::Scheduler(SchedulerError::Strength(_)) => Some("strength"),
+            Self::Scheduler(SchedulerError::Config { .. } | SchedulerError::Json(_))
+            | Self::Cancelled
+            | Self::NotFinite { .. }
+            | Self::Text(_)
+            | Self::Model(_)
+            | Self::Encode(_) => None,
+        }
+    }
+}

@@ -5,9 +5,9 @@ mod fake;
 mod hive;
 mod worker;
 
-pub use events::{Event, EventStream, names};
-pub use fake::{Script, info};
-pub use hive::{FakeHive, Report};
+pub use events::{Event, names};
+pub use fake::info;
+pub use hive::FakeHive;
 pub use worker::{Answer, Plan, Worker, wait_until};
 
 use base64::Engine;
