@@ -9,6 +9,7 @@ use std::sync::LazyLock;
 use serde::{Deserialize, Deserializer};
 
 use super::WeightsError;
+use super::folder::is_pickle;
 use crate::domain::model::{Defaults, Family};
 use crate::domain::picture::Size;
 use crate::domain::sampling::{Sampler, Schedule};
@@ -197,7 +198,7 @@ impl HubRef {
         }
         let file = (parts.len() > 2).then(|| parts[2..].join("/"));
         let is_model = |name: &str| name.ends_with(".safetensors") || name.ends_with(".gguf");
-        if !file.as_deref().is_none_or(is_model) || is_model(parts[1]) {
+        if !file.as_deref().is_none_or(is_model) || is_model(parts[1]) || is_pickle(parts[1]) {
             return None;
         }
         Some(Self {

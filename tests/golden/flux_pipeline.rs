@@ -73,7 +73,7 @@ fn mask() -> InputMask {
     InputMask(image::open(path("pictures/mask_64x48.png")).unwrap().into_luma8())
 }
 
-fn case(name: &str) -> Value {
+pub fn case(name: &str) -> Value {
     let cases = json("pictures/cases.json");
     cases
         .as_array()
@@ -84,7 +84,7 @@ fn case(name: &str) -> Value {
         .clone()
 }
 
-fn request(case: &Value) -> GenerationRequest {
+pub fn request(case: &Value) -> GenerationRequest {
     let number = |name: &str| case[name].as_f64();
     let image = || InputImage(picture("input_64x48"));
     let strength = number("strength").unwrap_or(1.0) as f32;

@@ -11,6 +11,7 @@ mod noise;
 mod ops;
 mod pictures;
 mod schedulers;
+mod single_files;
 mod t5;
 mod taesd;
 mod tokenizer;

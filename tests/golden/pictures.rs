@@ -21,7 +21,7 @@ fn fixtures() -> PathBuf {
 }
 
 /// Copies a model's folder; those that hold only what differs go over their base.
-fn folder(model: &str) -> TempDir {
+pub fn folder(model: &str) -> TempDir {
     let base = match model {
         "sd2" | "sd1-inpaint" => Some("sd1"),
         "sdxl-turbo" | "sdxl-inpaint" => Some("sdxl"),
@@ -47,7 +47,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-struct Silent;
+pub struct Silent;
 
 impl LoadWatch for Silent {
     fn progress(&mut self, _stage: &str, _fraction: f32) {}
@@ -94,7 +94,7 @@ fn size(value: &Value) -> Size {
     }
 }
 
-fn request(case: &Value) -> GenerationRequest {
+pub fn request(case: &Value) -> GenerationRequest {
     let number = |name: &str, default: f64| case[name].as_f64().unwrap_or(default);
     let text = |name: &str| case[name].as_str().unwrap_or_default().to_owned();
     let image = || {
@@ -151,16 +151,16 @@ fn cases() -> Vec<Value> {
     serde_json::from_slice(&fs::read(fixtures().join("pictures.json")).unwrap()).unwrap()
 }
 
-fn case(model: &str, operation: &str) -> Value {
+pub fn case(model: &str, operation: &str) -> Value {
     let fits = |case: &Value| case["model"] == model && case["operation"] == operation;
     cases().into_iter().find(fits).unwrap()
 }
 
-fn paint(pipeline: &mut dyn Pipeline, request: &GenerationRequest) -> Generation {
+pub fn paint(pipeline: &mut dyn Pipeline, request: &GenerationRequest) -> Generation {
     pipeline.generate(request, &mut Recorder::default()).unwrap()
 }
 
-fn decoded(generation: &Generation, index: usize) -> RgbImage {
+pub fn decoded(generation: &Generation, index: usize) -> RgbImage {
     image::load_from_memory(&generation.images[index].bytes)
         .unwrap()
         .into_rgb8()

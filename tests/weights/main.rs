@@ -6,5 +6,6 @@ mod folders;
 mod gguf;
 mod hub;
 mod hub_server;
+mod lora;
 mod single_files;
 mod support;

@@ -147,6 +147,9 @@ fn kind_of(parts: &Parts) -> Result<Option<(Kind, Option<usize>)>> {
             Some(mid) => through_core(mid, down)?,
             None => flat(down)?,
         };
+        if up.dim(1)? != down.dim(0)? {
+            candle_core::bail!("the ranks {} and {} differ", up.dim(1)?, down.dim(0)?);
+        }
         return Ok(Some((Kind::Low { down, up }, Some(rank))));
     }
     if let (Some(w1a), Some(w1b), Some(w2a), Some(w2b)) = (
