@@ -106,7 +106,8 @@ fn paint(pipeline: &mut dyn Pipeline, side: u32, steps: u32, watch: &mut StepTim
             strength: 1.0,
         },
         prompt: "a rusty robot walking on a beach".to_owned(),
-        negative_prompt: "blurry".to_owned(),
+        // FLUX is guided by an embedding: it takes no second pass.
+        negative_prompt: if pipeline.info().family.is_flux() { "" } else { "blurry" }.to_owned(),
         prompt_syntax: PromptSyntax::Plain,
         size,
         steps,

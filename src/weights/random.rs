@@ -135,7 +135,7 @@ impl TensorSource for RandomTensors {
 
 impl ModelFiles {
     /// A model of one of the [`architectures`] with made-up weights: those of the denoiser stored as `denoiser`, all
-    /// others as `rest`.
+    /// others as `rest`; T5 as `Q8_0` beside a quantised denoiser.
     ///
     /// # Errors
     /// There is no such architecture.
@@ -155,6 +155,10 @@ impl ModelFiles {
             if let Some(config) = tree.get(component.folder()) {
                 let stored = match component {
                     Component::Unet | Component::Transformer => denoiser,
+                    // Whoever runs a quantised FLUX has T5 quantised too, but gently.
+                    Component::TextEncoder2 if family.is_flux() && matches!(denoiser, StoredType::Ggml(_)) => {
+                        StoredType::Ggml(GgmlDType::Q8_0)
+                    }
                     Component::Vae | Component::TextEncoder | Component::TextEncoder2 => rest,
                 };
                 let tensors = Rc::new(RandomTensors::new(stored));
