@@ -2,8 +2,8 @@
 
 use super::{Folder, ModelFiles, OpenOptions, Tree, WeightsError};
 
-/// Its files, as a folder in diffusers' layout.
-const FILES: &[(&str, &[u8])] = &[];
+/// Its files, as a folder in diffusers' layout; listed by the build script.
+const FILES: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/built_in.rs"));
 
 /// Opens the model inside the program.
 ///

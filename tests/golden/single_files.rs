@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 use crate::flux;
 use crate::flux_pipeline;
-use crate::pictures::{Silent, case, decoded, folder, paint, request};
+use crate::painting::{Silent, case, decoded, folder, paint, request};
 
 /// Widest distance of a picture from 8-bit weights to one from f16 weights, in steps of 255, on average.
 const QUANTISED: f64 = 4.0;

@@ -1,0 +1,6 @@
+//! The real program: started as a process, spoken to over HTTP or by its command line, painting with real models.
+#![allow(clippy::unwrap_used)]
+
+mod command_line;
+mod folder;
+mod worker;
