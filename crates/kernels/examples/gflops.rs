@@ -104,8 +104,71 @@ fn products<T: Element>(kind: WeightType) {
     }
 }
 
+fn passes<T: Element>() {
+    let name = if size_of::<T>() == 2 { "bf16" } else { "f32" };
+    for (batch, queries, keys, heads, width) in [
+        (2, 4096, 4096, 8, 40),
+        (2, 1024, 1024, 8, 80),
+        (2, 4096, 77, 8, 40),
+        (1, 1536, 1536, 24, 128),
+        (1, 4096, 4096, 1, 512),
+    ] {
+        let shape = AttentionShape {
+            batch,
+            queries,
+            keys,
+            heads,
+            width,
+        };
+        let q: Vec<T> = (0..batch * queries * heads * width)
+            .map(|i| T::from_f32((i % 17) as f32 / 17.0))
+            .collect();
+        let k: Vec<T> = (0..batch * keys * heads * width)
+            .map(|i| T::from_f32((i % 13) as f32 / 13.0))
+            .collect();
+        let mut out = vec![T::default(); q.len()];
+        let flop = 4.0 * (batch * queries * keys * heads * width) as f64;
+        measure(
+            &format!("{name} attention {batch}x{queries}x{keys} {heads}x{width}"),
+            flop,
+            || {
+                attention((&q, &k, &k), &shape, 0.1, AttentionMask::None, &mut out).unwrap();
+            },
+        );
+    }
+    let (b, p, c) = (2, 4096, 320);
+    let x: Vec<T> = (0..b * p * c).map(|i| T::from_f32((i % 17) as f32 / 17.0)).collect();
+    let (ones, mut out) = (vec![1f32; c], vec![T::default(); b * p * c]);
+    let count = (b * p * c) as f64;
+    measure(
+        &format!("{name} group norm, silu {b}x{p}x{c} (Gnumber/s)"),
+        count,
+        || {
+            group_norm(&x, (b, p, c), 32, (&ones, &ones), 1e-5, Activation::Silu, &mut out).unwrap();
+        },
+    );
+    measure(&format!("{name} layer norm {b}x{p}x{c} (Gnumber/s)"), count, || {
+        layer_norm(
+            &x,
+            c,
+            NormAffine::Shared {
+                scale: &ones,
+                shift: &ones,
+            },
+            1e-5,
+            &mut out,
+        )
+        .unwrap();
+    });
+    measure(&format!("{name} add {b}x{p}x{c} (Gnumber/s)"), count, || {
+        add(&x, &x, &mut out).unwrap()
+    });
+}
+
 fn main() {
     println!("{:?}, {} threads", isa(), threads());
     products::<f32>(WeightType::F32);
     products::<bf16>(WeightType::Bf16);
+    passes::<f32>();
+    passes::<bf16>();
 }

@@ -183,3 +183,43 @@ pub(crate) unsafe fn product_1x2(_tiles: &Tiles, p: Block) {
         );
     }
 }
+
+/// The left 16 columns only: C\[32x16\] (+)= A\[32 x 32 steps\] B.
+///
+/// # Safety
+/// As for [`product_2x2`], of the left 16 columns.
+#[inline(always)]
+pub(crate) unsafe fn product_2x1(_tiles: &Tiles, p: Block) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "test {acc}, {acc}",
+            "jz 3f",
+            "tileloadd tmm0, [{c} + {cs}*1]",
+            "tileloadd tmm2, [{c2} + {cs}*1]",
+            "jmp 2f",
+            "3:",
+            "tilezero tmm0",
+            "tilezero tmm2",
+            "2:",
+            "tileloadd tmm6, [{b} + {bs}*1]",
+            "tileloadd tmm4, [{a} + {as_}*1]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm5, [{a2} + {as_}*1]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "add {a}, {ak}",
+            "add {a2}, {ak}",
+            "add {b}, {bk}",
+            "dec {n}",
+            "jnz 2b",
+            "tilestored [{c} + {cs}*1], tmm0",
+            "tilestored [{c2} + {cs}*1], tmm2",
+            acc = in(reg) usize::from(p.accumulate),
+            c = in(reg) p.c, c2 = in(reg) p.c.byte_add(16 * p.c_row), cs = in(reg) p.c_row,
+            a = inout(reg) p.a => _, a2 = inout(reg) p.a.byte_add(p.a_lower) => _, as_ = in(reg) p.a_row, ak = in(reg) p.a_step,
+            b = inout(reg) p.b => _, bs = in(reg) p.b_row, bk = in(reg) p.b_step,
+            n = inout(reg) p.steps => _,
+            options(nostack),
+        );
+    }
+}

@@ -11,17 +11,23 @@
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+mod attention;
 mod buffer;
 mod conv;
+mod elementwise;
 mod error;
 mod gemm;
 mod isa;
+mod norm;
 mod pool;
 mod simd;
 
+pub use attention::{AttentionMask, AttentionShape, attention};
 pub use conv::{ConvShape, PackedConv, conv2d};
+pub use elementwise::{activate, add, concat, convert, gate, rope, transpose, upsample2x};
 pub use error::{KernelError, Result};
 pub use gemm::{Activation, Columns, Epilogue, PackedWeights, WeightSource, WeightType, linear, matmul_nt};
 pub use isa::{Isa, detected, isa, set_isa};
+pub use norm::{NormAffine, group_norm, layer_norm, rms_norm};
 pub use pool::{parallel_for, set_threads, threads};
 pub use simd::Element;

@@ -88,7 +88,7 @@ unsafe fn panel<S: Simd, const PAIRS: bool>(
     }
 }
 
-/// MR rows by NV vectors. With PAIRS, `b` points to pairs of bf16, 32 pairs a row.
+/// MR rows by NV vectors with rows of 32 columns.
 #[inline(always)]
 unsafe fn tile<S: Simd, const PAIRS: bool, const MR: usize, const NV: usize>(
     s: S,
@@ -99,13 +99,30 @@ unsafe fn tile<S: Simd, const PAIRS: bool, const MR: usize, const NV: usize>(
     depth: usize,
     accumulate: bool,
 ) {
+    // SAFETY: passed on.
+    unsafe { strided_tile::<S, PAIRS, MR, NV>(s, (a, lda), (b, PANEL), (c, PANEL), depth, accumulate) }
+}
+
+/// MR rows by NV vectors; each matrix with its distance between rows. With PAIRS, `b` points to pairs of bf16.
+///
+/// # Safety
+/// A must hold MR rows of `depth`, B `depth` rows of NV * 16 (half as many rows of pairs), C MR rows of NV * 16.
+#[inline(always)]
+pub(crate) unsafe fn strided_tile<S: Simd, const PAIRS: bool, const MR: usize, const NV: usize>(
+    s: S,
+    (a, lda): (*const f32, usize),
+    (b, ldb): (*const f32, usize),
+    (c, ldc): (*mut f32, usize),
+    depth: usize,
+    accumulate: bool,
+) {
     // SAFETY: the caller's promise.
     unsafe {
         let mut sums = [[s.zero(); NV]; MR];
         if accumulate {
             for (i, line) in sums.iter_mut().enumerate() {
                 for (j, sum) in line.iter_mut().enumerate() {
-                    *sum = s.load(c.add(i * PANEL + j * LANES));
+                    *sum = s.load(c.add(i * ldc + j * LANES));
                 }
             }
         }
@@ -114,7 +131,7 @@ unsafe fn tile<S: Simd, const PAIRS: bool, const MR: usize, const NV: usize>(
                 let mut even = [s.zero(); NV];
                 let mut odd = [s.zero(); NV];
                 for j in 0..NV {
-                    (even[j], odd[j]) = s.load_pairs(b.add(k * PANEL + j * LANES).cast());
+                    (even[j], odd[j]) = s.load_pairs(b.add(k * ldb + j * LANES).cast());
                 }
                 for (i, line) in sums.iter_mut().enumerate() {
                     let (x, y) = (s.splat(*a.add(i * lda + 2 * k)), s.splat(*a.add(i * lda + 2 * k + 1)));
@@ -127,7 +144,7 @@ unsafe fn tile<S: Simd, const PAIRS: bool, const MR: usize, const NV: usize>(
             for k in 0..depth {
                 let mut right = [s.zero(); NV];
                 for (j, r) in right.iter_mut().enumerate() {
-                    *r = s.load(b.add(k * PANEL + j * LANES));
+                    *r = s.load(b.add(k * ldb + j * LANES));
                 }
                 for (i, line) in sums.iter_mut().enumerate() {
                     let x = s.splat(*a.add(i * lda + k));
@@ -139,7 +156,7 @@ unsafe fn tile<S: Simd, const PAIRS: bool, const MR: usize, const NV: usize>(
         }
         for (i, line) in sums.iter().enumerate() {
             for (j, &sum) in line.iter().enumerate() {
-                s.store(c.add(i * PANEL + j * LANES), sum);
+                s.store(c.add(i * ldc + j * LANES), sum);
             }
         }
     }

@@ -8,7 +8,7 @@
 
 mod driver;
 mod epilogue;
-mod micro;
+pub(crate) mod micro;
 mod pack;
 pub(crate) mod rows;
 

@@ -8,6 +8,8 @@ mod portable;
 mod x86;
 
 use portable::Portable;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use portable::round_bf16;
 
 use half::bf16;
 
@@ -253,6 +255,18 @@ impl Element for bf16 {
     fn from_f32(x: f32) -> bf16 {
         bf16::from_bits(portable::round_bf16(x))
     }
+}
+
+/// Loads 16 elements.
+#[inline(always)]
+pub(crate) fn load_lanes<S: Simd, T: Element>(s: S, chunk: &[T; LANES]) -> S::V {
+    T::load(s, chunk)
+}
+
+/// Stores 16 elements.
+#[inline(always)]
+pub(crate) fn store_lanes<S: Simd, T: Element>(s: S, chunk: &mut [T; LANES], v: S::V) {
+    T::store(s, chunk, v);
 }
 
 /// Loads up to 16 elements of a slice; zeros beyond.

@@ -1,0 +1,370 @@
+//! Attention in bf16 through AMX tiles, with AVX-512 for the softmax.
+
+use std::arch::x86_64::*;
+
+use half::bf16;
+
+use super::AttentionShape;
+use crate::amx::{Block, TILE, Tiles, product_2x1, product_2x2};
+use crate::buffer::{Scratch, carve, carved_bytes};
+use crate::pool::{SharedMut, parallel_chunks, parallel_for};
+
+/// Columns of a packed panel.
+const PANEL: usize = 32;
+/// Queries of a product.
+const ROWS: usize = 32;
+/// Keys of a block; the order of the sums depends on it, so it is fixed.
+const KEYS: usize = 256;
+
+/// Sizes that follow from the shape.
+#[derive(Clone, Copy)]
+struct Sizes {
+    /// Head width in steps of 32.
+    steps: usize,
+    /// Head width up to a multiple of 16.
+    columns: usize,
+    /// Keys up to a multiple of 32.
+    keys: usize,
+    /// Queries of a task: more for wide heads, whose keys and values do not stay in the second-level cache.
+    queries: usize,
+}
+
+impl Sizes {
+    fn of(shape: &AttentionShape) -> Self {
+        Self {
+            steps: shape.width.div_ceil(32),
+            columns: shape.width.next_multiple_of(16),
+            keys: shape.keys.next_multiple_of(32),
+            queries: if shape.width > 256 { 4 * ROWS } else { ROWS },
+        }
+    }
+    fn per_head_k(&self) -> usize {
+        self.keys * self.steps * 32
+    }
+    fn per_head_v(&self) -> usize {
+        self.columns.div_ceil(PANEL) * PANEL * self.keys
+    }
+}
+
+pub(super) fn attention((q, k, v): (&[bf16], &[bf16], &[bf16]), shape: &AttentionShape, scale: f32, out: &mut [bf16]) {
+    let sizes = Sizes::of(shape);
+    let heads = shape.batch * shape.heads;
+    let (len_k, len_v) = (heads * sizes.per_head_k(), heads * sizes.per_head_v());
+    let mut scratch = Scratch::new(carved_bytes::<bf16>(len_k) + carved_bytes::<bf16>(len_v));
+    let (packed_k, rest) = carve::<bf16>(scratch.area(), len_k);
+    let (packed_v, _) = carve::<bf16>(rest, len_v);
+    // One piece per panel of 32 keys, so that a single head is packed by all threads too.
+    let panel_k = PANEL * sizes.steps * 32;
+    let panels = sizes.keys / PANEL;
+    parallel_chunks(packed_k, panel_k * panels.div_ceil(4), |piece, to| {
+        let first = piece * panels.div_ceil(4);
+        for (i, to) in to.chunks_exact_mut(panel_k).enumerate() {
+            let index = first + i;
+            pack_keys(k, shape, (index / panels, index % panels), to);
+        }
+    });
+    let panel_v = PANEL * sizes.keys;
+    let panels = sizes.columns.div_ceil(PANEL);
+    parallel_chunks(packed_v, panel_v, |index, to| {
+        pack_values(v, shape, (index / panels, index % panels), to)
+    });
+    let (packed_k, packed_v) = (&*packed_k, &*packed_v);
+    let out = SharedMut::new(out);
+    let blocks = shape.queries.div_ceil(sizes.queries);
+    parallel_for(heads * blocks, |task| {
+        let (head, block) = (task / blocks, task % blocks);
+        let task = Task {
+            q,
+            k: &packed_k[head * sizes.per_head_k()..][..sizes.per_head_k()],
+            v: &packed_v[head * sizes.per_head_v()..][..sizes.per_head_v()],
+            shape,
+            sizes,
+            scale: scale * std::f32::consts::LOG2_E,
+            out: &out,
+            head: (head / shape.heads, head % shape.heads),
+            first: block * sizes.queries,
+        };
+        // SAFETY: this module is used at the AMX level only, which includes AVX512-BF16.
+        unsafe { task.run() };
+    });
+}
+
+/// One panel of 32 keys: pairs of neighbouring numbers of a key, `[width / 2][32][2]`.
+fn pack_keys(k: &[bf16], shape: &AttentionShape, (head, panel): (usize, usize), to: &mut [bf16]) {
+    let (image, head) = (head / shape.heads, head % shape.heads);
+    let pairs = to.as_chunks_mut::<2>().0;
+    for lane in 0..PANEL {
+        let key = panel * PANEL + lane;
+        let from = if key < shape.keys {
+            &k[((image * shape.keys + key) * shape.heads + head) * shape.width..][..shape.width]
+        } else {
+            &[]
+        };
+        let (whole, odd) = from.as_chunks::<2>();
+        let filled = whole.len();
+        for (i, pair) in whole.iter().enumerate() {
+            pairs[i * PANEL + lane] = *pair;
+        }
+        for i in filled..pairs.len() / PANEL {
+            let first = if i == filled { odd.first().copied() } else { None };
+            pairs[i * PANEL + lane] = [first.unwrap_or_default(), bf16::ZERO];
+        }
+    }
+}
+
+/// One panel of 32 columns of the values: pairs of neighbouring keys, `[keys / 2][32][2]`.
+fn pack_values(v: &[bf16], shape: &AttentionShape, (head, panel): (usize, usize), to: &mut [bf16]) {
+    let (image, head) = (head / shape.heads, head % shape.heads);
+    let first = panel * PANEL;
+    let width = PANEL.min(shape.width - first);
+    let row = |key: usize| {
+        let start = ((image * shape.keys + key) * shape.heads + head) * shape.width + first;
+        if key < shape.keys {
+            &v[start..start + width]
+        } else {
+            &[][..]
+        }
+    };
+    for (pair, to) in to.chunks_exact_mut(2 * PANEL).enumerate() {
+        let (upper, lower) = (row(2 * pair), row(2 * pair + 1));
+        let to = to.as_chunks_mut::<2>().0;
+        if upper.len() == PANEL && lower.len() == PANEL {
+            for ((to, a), b) in to.iter_mut().zip(upper).zip(lower) {
+                *to = [*a, *b];
+            }
+        } else {
+            for (lane, to) in to.iter_mut().enumerate() {
+                let at = |row: &[bf16]| row.get(lane).copied().unwrap_or_default();
+                *to = [at(upper), at(lower)];
+            }
+        }
+    }
+}
+
+struct Task<'a> {
+    q: &'a [bf16],
+    k: &'a [bf16],
+    v: &'a [bf16],
+    shape: &'a AttentionShape,
+    sizes: Sizes,
+    /// Times log2 e: weights are powers of two.
+    scale: f32,
+    out: &'a SharedMut<'a, bf16>,
+    head: (usize, usize),
+    first: usize,
+}
+
+/// What a task keeps of its queries.
+struct State<'a> {
+    /// Tiles of Q: `[16 queries][steps][16][32]`.
+    q: &'a mut [bf16],
+    scores: &'a mut [f32],
+    /// Tiles of weights: `[2][KEYS / 32][16][32]`.
+    weights: &'a mut [bf16],
+    /// Weighted values, `columns` a row.
+    sums: &'a mut [f32],
+    largest: &'a mut [f32],
+    total: &'a mut [f32],
+}
+
+impl Task<'_> {
+    /// # Safety
+    /// The level must be AMX.
+    #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    unsafe fn run(&self) {
+        let Sizes {
+            steps,
+            columns,
+            queries,
+            ..
+        } = self.sizes;
+        let rows = queries.min(self.shape.queries - self.first);
+        let row_blocks = rows.div_ceil(ROWS);
+        let mut scratch = Scratch::new(
+            carved_bytes::<bf16>(queries * steps * 32)
+                + carved_bytes::<f32>(ROWS * KEYS)
+                + carved_bytes::<bf16>(ROWS * KEYS)
+                + carved_bytes::<f32>(queries * columns)
+                + 2 * carved_bytes::<f32>(queries),
+        );
+        let (q, rest) = carve(scratch.area(), queries * steps * 32);
+        let (scores, rest) = carve(rest, ROWS * KEYS);
+        let (weights, rest) = carve(rest, ROWS * KEYS);
+        let (sums, rest) = carve(rest, queries * columns);
+        let (largest, rest) = carve(rest, queries);
+        let (total, _) = carve(rest, queries);
+        let mut state = State {
+            q,
+            scores,
+            weights,
+            sums,
+            largest,
+            total,
+        };
+        self.load_queries(&mut state, rows, row_blocks * ROWS);
+        state.sums.fill(0.0);
+        state.largest.fill(f32::MIN);
+        state.total.fill(0.0);
+        // SAFETY: the level is AMX.
+        let tiles = unsafe { Tiles::configure() };
+        for key in (0..self.shape.keys).step_by(KEYS) {
+            let keys = KEYS.min(self.sizes.keys - key);
+            for block in 0..row_blocks {
+                // SAFETY: as for this function.
+                unsafe {
+                    self.score(&tiles, &mut state, block, (key, keys));
+                    self.weigh(&mut state, block, (key, keys));
+                    self.add_values(&tiles, &mut state, block, (key, keys));
+                }
+            }
+        }
+        drop(tiles);
+        self.store(&state, rows);
+    }
+
+    fn at(&self, row: usize) -> usize {
+        let shape = self.shape;
+        ((self.head.0 * shape.queries + self.first + row) * shape.heads + self.head.1) * shape.width
+    }
+
+    fn load_queries(&self, state: &mut State<'_>, rows: usize, padded: usize) {
+        let steps = self.sizes.steps;
+        for row in 0..padded {
+            let from = if row < rows {
+                &self.q[self.at(row)..][..self.shape.width]
+            } else {
+                &[]
+            };
+            for step in 0..steps {
+                let to = &mut state.q[(row / 16 * steps + step) * TILE + row % 16 * 32..][..32];
+                let part = from.get(step * 32..from.len().min(step * 32 + 32)).unwrap_or_default();
+                to[..part.len()].copy_from_slice(part);
+                to[part.len()..].fill(bf16::ZERO);
+            }
+        }
+    }
+
+    /// Scores of 32 queries with a block of keys, rows KEYS apart.
+    #[inline]
+    unsafe fn score(&self, tiles: &Tiles, state: &mut State<'_>, block: usize, (key, keys): (usize, usize)) {
+        let steps = self.sizes.steps;
+        for panel in (0..keys).step_by(PANEL) {
+            // SAFETY: two tiles of queries, the panel and 32 rows of scores exist.
+            unsafe {
+                product_2x2(
+                    tiles,
+                    Block {
+                        a: state.q[2 * block * steps * TILE..].as_ptr(),
+                        a_lower: steps * TILE * 2,
+                        a_row: 64,
+                        a_step: TILE * 2,
+                        b: self.k[(key + panel) * steps * 32..].as_ptr(),
+                        b_row: 128,
+                        b_step: 16 * 128,
+                        steps,
+                        c: state.scores[panel..].as_mut_ptr(),
+                        c_row: KEYS * 4,
+                        accumulate: false,
+                    },
+                );
+            }
+        }
+    }
+
+    /// Scores to weights, relative to the largest score so far; earlier sums are scaled down when that grows.
+    #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    unsafe fn weigh(&self, state: &mut State<'_>, block: usize, (key, keys): (usize, usize)) {
+        let columns = self.sizes.columns;
+        let scale = _mm512_set1_ps(self.scale);
+        let valid = keys.min(self.shape.keys - key);
+        for row in 0..ROWS {
+            let line = &mut state.scores[row * KEYS..][..keys];
+            line[valid..].fill(-1e30);
+            let state_row = block * ROWS + row;
+            let before = state.largest[state_row];
+            // SAFETY: all vectors lie inside the row of scores, the tiles of weights, or the row of sums.
+            unsafe {
+                let mut tops = [_mm512_set1_ps(before), _mm512_set1_ps(before)];
+                for pair in line.as_chunks::<32>().0 {
+                    tops[0] = _mm512_max_ps(tops[0], _mm512_load_ps(pair.as_ptr()));
+                    tops[1] = _mm512_max_ps(tops[1], _mm512_load_ps(pair.as_ptr().add(16)));
+                }
+                let top = _mm512_reduce_max_ps(_mm512_max_ps(tops[0], tops[1]));
+                let lift = _mm512_set1_ps(-top * self.scale);
+                let mut sums = [_mm512_setzero_ps(); 2];
+                let to = state.weights[row / 16 * (KEYS / 32) * TILE + row % 16 * 32..].as_mut_ptr();
+                for (i, pair) in line.as_chunks::<32>().0.iter().enumerate() {
+                    let left = exp2(_mm512_fmadd_ps(_mm512_load_ps(pair.as_ptr()), scale, lift));
+                    let right = exp2(_mm512_fmadd_ps(_mm512_load_ps(pair.as_ptr().add(16)), scale, lift));
+                    sums = [_mm512_add_ps(sums[0], left), _mm512_add_ps(sums[1], right)];
+                    let both = _mm512_cvtne2ps_pbh(right, left);
+                    _mm512_store_si512(to.add(i * TILE).cast(), std::mem::transmute::<__m512bh, __m512i>(both));
+                }
+                let sum = _mm512_reduce_add_ps(_mm512_add_ps(sums[0], sums[1]));
+                if top > before {
+                    state.largest[state_row] = top;
+                    let shrink = exp2(_mm512_set1_ps((before - top) * self.scale));
+                    state.total[state_row] *= _mm512_cvtss_f32(shrink);
+                    for x in state.sums[state_row * columns..][..columns].as_chunks_mut::<16>().0 {
+                        _mm512_storeu_ps(x.as_mut_ptr(), _mm512_mul_ps(_mm512_loadu_ps(x.as_ptr()), shrink));
+                    }
+                }
+                state.total[state_row] += sum;
+            }
+        }
+    }
+
+    #[inline]
+    unsafe fn add_values(&self, tiles: &Tiles, state: &mut State<'_>, block: usize, (key, keys): (usize, usize)) {
+        let columns = self.sizes.columns;
+        for column in (0..columns).step_by(PANEL) {
+            let block = Block {
+                a: state.weights.as_ptr(),
+                a_lower: KEYS / 32 * TILE * 2,
+                a_row: 64,
+                a_step: TILE * 2,
+                b: self.v[column * self.sizes.keys + key * PANEL..].as_ptr(),
+                b_row: 128,
+                b_step: 16 * 128,
+                steps: keys / 32,
+                c: state.sums[block * ROWS * columns + column..].as_mut_ptr(),
+                c_row: columns * 4,
+                accumulate: true,
+            };
+            // SAFETY: the weights of 32 queries, the values of these keys and 32 rows of sums exist.
+            unsafe {
+                if columns - column >= PANEL {
+                    product_2x2(tiles, block)
+                } else {
+                    product_2x1(tiles, block)
+                }
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    fn store(&self, state: &State<'_>, rows: usize) {
+        let columns = self.sizes.columns;
+        for row in 0..rows {
+            let at = self.at(row);
+            // SAFETY: these numbers of the output are this task's alone.
+            let out = unsafe { self.out.piece(at, at + self.shape.width) };
+            let scale = 1.0 / state.total[row];
+            for (to, from) in out.iter_mut().zip(&state.sums[row * columns..]) {
+                *to = bf16::from_bits(crate::simd::round_bf16(from * scale));
+            }
+        }
+    }
+}
+
+/// 2^x for x <= 0, relative error below 1e-4, far less than the rounding to bf16.
+#[inline]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+fn exp2(x: __m512) -> __m512 {
+    let n = _mm512_roundscale_ps::<0>(x);
+    let f = _mm512_sub_ps(x, n);
+    let p = _mm512_fmadd_ps(f, _mm512_set1_ps(0.055_170_93), _mm512_set1_ps(0.242_609_6));
+    let p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.693_260_97));
+    let p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.999_928_2));
+    _mm512_scalef_ps(p, n)
+}
