@@ -2,6 +2,8 @@
 
 use candle_core::{D, Result, Tensor};
 
+use super::cpu;
+
 /// An activation function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
@@ -50,7 +52,10 @@ impl Activation {
 /// # Errors
 /// The device refused.
 pub fn silu(x: &Tensor) -> Result<Tensor> {
-    x.silu()
+    match cpu::activate(x, Activation::Silu)? {
+        Some(y) => Ok(y),
+        None => x.silu(),
+    }
 }
 
 /// Exact GELU.
@@ -58,7 +63,10 @@ pub fn silu(x: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// The device refused.
 pub fn gelu_erf(x: &Tensor) -> Result<Tensor> {
-    x.gelu_erf()
+    match cpu::activate(x, Activation::GeluErf)? {
+        Some(y) => Ok(y),
+        None => x.gelu_erf(),
+    }
 }
 
 /// GELU by `tanh`.
@@ -66,7 +74,10 @@ pub fn gelu_erf(x: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// The device refused.
 pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
-    x.gelu()
+    match cpu::activate(x, Activation::GeluTanh)? {
+        Some(y) => Ok(y),
+        None => x.gelu(),
+    }
 }
 
 /// `x * sigmoid(1.702 x)`.
@@ -74,7 +85,10 @@ pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// The device refused.
 pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
-    x * candle_nn::ops::sigmoid(&(x * 1.702)?)?
+    match cpu::activate(x, Activation::QuickGelu)? {
+        Some(y) => Ok(y),
+        None => x * candle_nn::ops::sigmoid(&(x * 1.702)?)?,
+    }
 }
 
 /// `a * gelu_erf(b)` for `x = [a, b]` along the last dimension: `(..., 2n)` to `(..., n)`.
@@ -82,6 +96,9 @@ pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// The last dimension is odd, or the device refused.
 pub fn geglu(x: &Tensor) -> Result<Tensor> {
+    if let Some(y) = cpu::geglu(x)? {
+        return Ok(y);
+    }
     let halves = x.chunk(2, D::Minus1)?;
     let [value, gate] = halves.as_slice() else {
         candle_core::bail!("geglu needs an even last dimension")

@@ -4,7 +4,8 @@ use std::rc::Rc;
 
 use candle_core::{D, Device, Result, Tensor};
 
-use super::Bias;
+use super::cpu::{self, Tail};
+use super::{Bias, upsample_nearest2x};
 use crate::weights::{LoadResult, SlotLayout, Weight, WeightSlot, Weights};
 
 /// Zeros added around a picture before a convolution.
@@ -128,7 +129,7 @@ impl Conv2d {
         let stored = weights
             .tensor("weight", &full[..if flat { 2 } else { 4 }])?
             .reshape(full.to_vec())?;
-        let slot = Rc::new(WeightSlot::dense(&stored, SlotLayout::ConvNhwc)?);
+        let slot = Rc::new(WeightSlot::of_dense(&stored, SlotLayout::ConvNhwc)?);
         weights.layers().insert(weights.layer_name(), slot.clone());
         Ok(Self {
             slot,
@@ -147,7 +148,74 @@ impl Conv2d {
     /// # Errors
     /// The shape does not fit, or the device refused.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let Weight::Dense(weight) = self.slot.current() else {
+        self.windows(x, false, &Tail::default())
+    }
+
+    /// `forward(upsample_nearest2x(x))`.
+    ///
+    /// # Errors
+    /// As [`Conv2d::forward`].
+    pub fn forward_doubled(&self, x: &Tensor) -> Result<Tensor> {
+        self.windows(x, true, &Tail::default())
+    }
+
+    /// `forward(x) + residual`; `residual` has the output's shape.
+    ///
+    /// # Errors
+    /// As [`Conv2d::forward`].
+    pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.windows(
+            x,
+            false,
+            &Tail {
+                residual: Some(residual),
+                ..Tail::default()
+            },
+        )
+    }
+
+    /// `forward(x) + per_picture`; `per_picture` is `(B, outputs)`, such as a projected time embedding.
+    ///
+    /// # Errors
+    /// As [`Conv2d::forward`].
+    pub fn forward_add_channels(&self, x: &Tensor, per_picture: &Tensor) -> Result<Tensor> {
+        self.windows(
+            x,
+            false,
+            &Tail {
+                per_picture: Some(per_picture),
+                ..Tail::default()
+            },
+        )
+    }
+
+    /// The convolution of `x`, doubled first if asked, and what `tail` names, in one pass where the device can.
+    fn windows(&self, x: &Tensor, doubled: bool, tail: &Tail<'_>) -> Result<Tensor> {
+        if let Weight::Packed(packed) = self.slot.current() {
+            let bias = self.bias.as_ref();
+            if let Some(y) = cpu::conv(x, &packed, &self.shape, doubled, &Tail { bias, ..*tail })? {
+                return Ok(y);
+            }
+        }
+        let y = match doubled {
+            true => self.plain(&upsample_nearest2x(x)?)?,
+            false => self.plain(x)?,
+        };
+        let y = match tail.per_picture {
+            Some(per_picture) => {
+                let (batch, channels) = per_picture.dims2()?;
+                y.broadcast_add(&per_picture.reshape((batch, 1, 1, channels))?)?
+            }
+            None => y,
+        };
+        match tail.residual {
+            Some(residual) => y + residual,
+            None => Ok(y),
+        }
+    }
+
+    fn plain(&self, x: &Tensor) -> Result<Tensor> {
+        let Some(weight) = self.slot.dense()? else {
             candle_core::bail!("a convolution's weight cannot be quantised")
         };
         let y = if self.shape.kernel == 1 && self.shape.stride == 1 && self.shape.padding == Padding::all(0) {
@@ -161,24 +229,6 @@ impl Conv2d {
             Some(bias) => y.broadcast_add(bias),
             None => Ok(y),
         }
-    }
-
-    /// `forward(x) + residual`; `residual` has the output's shape.
-    ///
-    /// # Errors
-    /// As [`Conv2d::forward`].
-    pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        self.forward(x)? + residual
-    }
-
-    /// `forward(x) + per_picture`; `per_picture` is `(B, outputs)`, such as a projected time embedding.
-    ///
-    /// # Errors
-    /// As [`Conv2d::forward`].
-    pub fn forward_add_channels(&self, x: &Tensor, per_picture: &Tensor) -> Result<Tensor> {
-        let (batch, channels) = per_picture.dims2()?;
-        self.forward(x)?
-            .broadcast_add(&per_picture.reshape((batch, 1, 1, channels))?)
     }
 
     fn pointwise(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {

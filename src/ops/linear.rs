@@ -6,6 +6,7 @@ use std::rc::Rc;
 use candle_core::quantized::{QStorage, QTensor};
 use candle_core::{D, Result, Tensor};
 
+use super::cpu::{self, Tail};
 use super::{Activation, geglu};
 use crate::weights::{LoadResult, RawTensor, SlotLayout, StoredType, Weight, WeightSlot, Weights};
 
@@ -46,6 +47,10 @@ impl Linear {
     /// # Errors
     /// A tensor is missing or does not fit.
     pub fn load(weights: &Weights, inputs: usize, outputs: usize, bias: Bias) -> LoadResult<Self> {
+        Self::load_as(weights, inputs, outputs, bias, SlotLayout::AsStored)
+    }
+
+    fn load_as(weights: &Weights, inputs: usize, outputs: usize, bias: Bias, layout: SlotLayout) -> LoadResult<Self> {
         let pointwise = [outputs, inputs, 1, 1];
         let raw = if weights.shape("weight").is_some_and(|found| found == pointwise) {
             RawTensor {
@@ -62,7 +67,7 @@ impl Linear {
             }
             _ => {
                 let stored = raw.to_tensor(&weights.path("weight"), weights.dtype(), weights.device())?;
-                WeightSlot::dense(&stored, SlotLayout::AsStored)?
+                WeightSlot::of_dense(&stored, layout)?
             }
         };
         let slot = Rc::new(slot);
@@ -83,11 +88,97 @@ impl Linear {
     /// # Errors
     /// The shape does not fit, or the device refused.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.product(x, &Tail::default())
+    }
+
+    /// `activation(forward(x))`.
+    ///
+    /// # Errors
+    /// As [`Linear::forward`].
+    pub fn forward_act(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        self.product(
+            x,
+            &Tail {
+                activation: Some(activation),
+                ..Tail::default()
+            },
+        )
+    }
+
+    /// `forward(x) + residual`; `residual` has the output's shape.
+    ///
+    /// # Errors
+    /// As [`Linear::forward`].
+    pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.product(
+            x,
+            &Tail {
+                residual: Some(residual),
+                ..Tail::default()
+            },
+        )
+    }
+
+    /// `residual + gate * forward(x)`; `gate` is `(B, 1, outputs)`, `x` `(B, N, inputs)`.
+    ///
+    /// # Errors
+    /// As [`Linear::forward`].
+    pub fn forward_gated_add(&self, x: &Tensor, gate: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.product(
+            x,
+            &Tail {
+                gate: Some(gate),
+                residual: Some(residual),
+                ..Tail::default()
+            },
+        )
+    }
+
+    /// `residual + gate * activation(forward(x))`, of which `tail` names the parts, in one pass where the device can.
+    fn product(&self, x: &Tensor, tail: &Tail<'_>) -> Result<Tensor> {
+        if self.slot.sides().is_empty() {
+            let bias = self.bias.as_ref();
+            if let Some(y) = self.fast(x, &Tail { bias, ..*tail })? {
+                return Ok(y);
+            }
+        }
+        let mut y = self.plain(x)?;
+        if let Some(activation) = tail.activation {
+            y = activation.apply(&y)?;
+        }
+        if let Some(gate) = tail.gate {
+            y = y.broadcast_mul(gate)?;
+        }
+        match tail.residual {
+            Some(residual) => residual + y,
+            None => Ok(y),
+        }
+    }
+
+    /// The product by the CPU's kernels; `None` where they do not apply.
+    fn fast(&self, x: &Tensor, tail: &Tail<'_>) -> Result<Option<Tensor>> {
+        match self.slot.current() {
+            Weight::Packed(packed) => cpu::linear(x, &packed, tail),
+            Weight::Quantised(blocks) => cpu::quantised(x, &blocks, tail),
+            Weight::Dense(_) => Ok(None),
+        }
+    }
+
+    /// The product, what LoRAs add beside it, and the bias, step by step.
+    fn plain(&self, x: &Tensor) -> Result<Tensor> {
         let inputs = x.dim(D::Minus1)?;
         let rows = x.reshape(((), inputs))?.contiguous()?;
-        let mut y = match self.slot.current() {
-            Weight::Dense(weight) => rows.matmul(&weight.t()?)?,
-            Weight::Quantised(blocks) => rows.apply_op1_no_bwd(blocks.as_ref())?,
+        let fast = match self.slot.current() {
+            Weight::Packed(packed) if packed.is_gated() => None,
+            _ => self.fast(&rows, &Tail::default())?,
+        };
+        let mut y = match (fast, self.slot.current()) {
+            (Some(y), _) => y,
+            (None, Weight::Quantised(blocks)) => rows.apply_op1_no_bwd(blocks.as_ref())?,
+            (None, _) => match self.slot.dense()? {
+                Some(weight) => rows.matmul(&weight.t()?)?,
+                None => candle_core::bail!("this layer has no weight"),
+            },
         };
         for side in self.slot.sides() {
             let beside = rows.matmul(&side.down.t()?)?.matmul(&side.up.t()?)?;
@@ -101,30 +192,6 @@ impl Linear {
             *last = y.dim(1)?;
         }
         y.reshape(shape)
-    }
-
-    /// `activation(forward(x))`.
-    ///
-    /// # Errors
-    /// As [`Linear::forward`].
-    pub fn forward_act(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
-        activation.apply(&self.forward(x)?)
-    }
-
-    /// `forward(x) + residual`; `residual` has the output's shape.
-    ///
-    /// # Errors
-    /// As [`Linear::forward`].
-    pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        self.forward(x)? + residual
-    }
-
-    /// `residual + gate * forward(x)`; `gate` is `(B, 1, outputs)`, `x` `(B, N, inputs)`.
-    ///
-    /// # Errors
-    /// As [`Linear::forward`].
-    pub fn forward_gated_add(&self, x: &Tensor, gate: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        residual + self.forward(x)?.broadcast_mul(gate)?
     }
 }
 
@@ -141,7 +208,7 @@ impl GegluLinear {
     /// A tensor is missing or does not fit.
     pub fn load(weights: &Weights, inputs: usize, outputs: usize) -> LoadResult<Self> {
         Ok(Self {
-            proj: Linear::load(&weights.at("proj"), inputs, 2 * outputs, Bias::Yes)?,
+            proj: Linear::load_as(&weights.at("proj"), inputs, 2 * outputs, Bias::Yes, SlotLayout::Gated)?,
         })
     }
 
@@ -150,6 +217,20 @@ impl GegluLinear {
     /// # Errors
     /// As [`Linear::forward`].
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let packed = matches!(self.proj.slot.current(), Weight::Packed(_));
+        if packed && self.proj.slot.sides().is_empty() {
+            let tail = Tail {
+                bias: self.proj.bias.as_ref(),
+                activation: Some(Activation::GeluErf),
+                ..Tail::default()
+            };
+            if let Some(y) = self.proj.fast(x, &tail)? {
+                return Ok(y);
+            }
+        }
+        if packed {
+            return geglu(&self.proj.plain(x)?);
+        }
         geglu(&self.proj.forward(x)?)
     }
 }

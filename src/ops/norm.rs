@@ -2,6 +2,7 @@
 
 use candle_core::{D, DType, Result, Tensor};
 
+use super::cpu::{self, Affine};
 use super::silu;
 use crate::weights::{LoadResult, Weights};
 
@@ -42,7 +43,10 @@ impl GroupNorm {
     /// # Errors
     /// The shape does not fit, or the device refused.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.normalised(x)?.to_dtype(x.dtype())
+        match cpu::group_norm(x, self.groups, (&self.scale, &self.shift), self.eps, false)? {
+            Some(y) => Ok(y),
+            None => self.normalised(x)?.to_dtype(x.dtype()),
+        }
     }
 
     /// `silu(forward(x))`.
@@ -50,7 +54,10 @@ impl GroupNorm {
     /// # Errors
     /// As [`GroupNorm::forward`].
     pub fn forward_silu(&self, x: &Tensor) -> Result<Tensor> {
-        silu(&self.normalised(x)?)?.to_dtype(x.dtype())
+        match cpu::group_norm(x, self.groups, (&self.scale, &self.shift), self.eps, true)? {
+            Some(y) => Ok(y),
+            None => silu(&self.normalised(x)?)?.to_dtype(x.dtype()),
+        }
     }
 
     fn normalised(&self, x: &Tensor) -> Result<Tensor> {
@@ -100,7 +107,14 @@ impl LayerNorm {
     /// # Errors
     /// The shape does not fit, or the device refused.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.normalised(x)?.to_dtype(x.dtype())
+        let affine = match &self.affine {
+            Some((scale, shift)) => Affine::Learned(scale, shift),
+            None => Affine::None,
+        };
+        match cpu::layer_norm(x, affine, self.eps)? {
+            Some(y) => Ok(y),
+            None => self.normalised(x)?.to_dtype(x.dtype()),
+        }
     }
 
     /// `forward(x) * (1 + scale) + shift`; `x` is `(B, N, C)`, `shift` and `scale` are `(B, 1, C)`.
@@ -108,6 +122,11 @@ impl LayerNorm {
     /// # Errors
     /// As [`LayerNorm::forward`].
     pub fn forward_modulated(&self, x: &Tensor, shift: &Tensor, scale: &Tensor) -> Result<Tensor> {
+        if self.affine.is_none()
+            && let Some(y) = cpu::layer_norm(x, Affine::Modulated { shift, scale }, self.eps)?
+        {
+            return Ok(y);
+        }
         let (shift, scale) = (shift.to_dtype(DType::F32)?, scale.to_dtype(DType::F32)?);
         modulate(&self.normalised(x)?, &shift, &scale)?.to_dtype(x.dtype())
     }
@@ -148,6 +167,9 @@ impl RmsNorm {
     /// # Errors
     /// The shape does not fit, or the device refused.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if let Some(y) = cpu::rms_norm(x, &self.scale, self.eps)? {
+            return Ok(y);
+        }
         let wide = x.to_dtype(DType::F32)?;
         let mean_square = wide.sqr()?.mean_keepdim(D::Minus1)?;
         let normed = wide.broadcast_div(&(mean_square + self.eps)?.sqrt()?)?;

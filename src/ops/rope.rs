@@ -2,6 +2,8 @@
 
 use candle_core::{DType, Result, Tensor};
 
+use super::cpu;
+
 /// Sine and cosine of every token's angles, each `(N, D / 2)`, `f32`.
 #[derive(Clone, Debug)]
 pub struct RopeTable {
@@ -24,6 +26,9 @@ pub fn rope(x: &Tensor, heads: usize, table: &RopeTable) -> Result<Tensor> {
             "angles for heads of {} do not fit {heads} heads in a width of {width}",
             2 * half
         );
+    }
+    if let Some(turned) = cpu::rope(x, heads, table)? {
+        return Ok(turned);
     }
     let pairs = x.to_dtype(DType::F32)?.reshape((batch, tokens, heads, half, 2))?;
     let (first, second) = (

@@ -5,12 +5,17 @@ use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Result, Tensor};
+use sd_kernels::PackedWeights;
+
+use crate::ops::{Packing, pack, unpack};
 
 /// A layer's weight in the form that it is computed with. Cheap to clone: the numbers are shared.
 #[derive(Clone, Debug)]
 pub enum Weight {
     /// Plain numbers, in the layout of [`SlotLayout`].
     Dense(Tensor),
+    /// Plain numbers in the order that the CPU's kernels read them.
+    Packed(Arc<PackedWeights>),
     /// Blocks of GGUF as stored, always `(out, in)`.
     Quantised(Arc<QTensor>),
 }
@@ -20,21 +25,36 @@ pub enum Weight {
 pub enum SlotLayout {
     /// As in the file: `(out, in)` of a linear layer.
     AsStored,
+    /// As in the file: `(out, in)` of a linear layer whose second half gates the first.
+    Gated,
     /// `(out, kh, kw, in)`, turned from the file's `(out, in, kh, kw)`: what a convolution over NHWC reads in order.
     ConvNhwc,
 }
 
 impl SlotLayout {
+    /// `stored` as it is computed with: packed where the device has kernels for it.
+    fn prepare(self, stored: &Tensor) -> Result<Weight> {
+        let packing = match self {
+            Self::AsStored => Packing::Linear,
+            Self::Gated => Packing::Gated,
+            Self::ConvNhwc => Packing::Conv,
+        };
+        match pack(stored, packing)? {
+            Some(packed) => Ok(Weight::Packed(packed)),
+            None => self.turn(stored).map(Weight::Dense),
+        }
+    }
+
     fn turn(self, stored: &Tensor) -> Result<Tensor> {
         match self {
-            Self::AsStored => stored.contiguous(),
+            Self::AsStored | Self::Gated => stored.contiguous(),
             Self::ConvNhwc => stored.permute((0, 2, 3, 1))?.contiguous(),
         }
     }
 
     fn turn_back(self, held: &Tensor) -> Result<Tensor> {
         match self {
-            Self::AsStored => Ok(held.clone()),
+            Self::AsStored | Self::Gated => Ok(held.clone()),
             Self::ConvNhwc => held.permute((0, 3, 1, 2))?.contiguous(),
         }
     }
@@ -75,8 +95,8 @@ impl WeightSlot {
     ///
     /// # Errors
     /// The device refused to turn it into `layout`.
-    pub fn dense(stored: &Tensor, layout: SlotLayout) -> Result<Self> {
-        let weight = Weight::Dense(layout.turn(stored)?);
+    pub fn of_dense(stored: &Tensor, layout: SlotLayout) -> Result<Self> {
+        let weight = layout.prepare(stored)?;
         Ok(Self::new(
             weight,
             stored.dims().to_vec(),
@@ -131,13 +151,25 @@ impl WeightSlot {
     pub fn quantisation(&self) -> Option<GgmlDType> {
         match self.original() {
             Weight::Quantised(blocks) => Some(blocks.dtype()),
-            Weight::Dense(_) => None,
+            Weight::Dense(_) | Weight::Packed(_) => None,
         }
     }
 
     /// What the layer computes with now.
     pub fn current(&self) -> Weight {
         self.state.borrow().current.clone()
+    }
+
+    /// What the layer computes with now as plain numbers in the slot's layout; `None` if it is quantised.
+    ///
+    /// # Errors
+    /// The device refused.
+    pub fn dense(&self) -> Result<Option<Tensor>> {
+        match self.current() {
+            Weight::Dense(weight) => Ok(Some(weight)),
+            Weight::Packed(packed) => self.layout.turn(&unpack(&packed, &self.shape)?).map(Some),
+            Weight::Quantised(_) => Ok(None),
+        }
     }
 
     /// The products beside the weight.
@@ -158,6 +190,7 @@ impl WeightSlot {
     pub fn original_f32(&self) -> Result<Tensor> {
         match self.original() {
             Weight::Dense(held) => self.layout.turn_back(&held)?.to_dtype(DType::F32),
+            Weight::Packed(packed) => unpack(&packed, &self.shape)?.to_dtype(DType::F32),
             Weight::Quantised(blocks) => blocks.dequantize(&self.device),
         }
     }
@@ -175,7 +208,7 @@ impl WeightSlot {
             );
         }
         let patched = patched.to_device(&self.device)?.to_dtype(self.dtype)?;
-        let patched = Weight::Dense(self.layout.turn(&patched)?);
+        let patched = self.layout.prepare(&patched)?;
         let mut state = self.state.borrow_mut();
         let before = std::mem::replace(&mut state.current, patched);
         state.original.get_or_insert(before);
@@ -241,7 +274,7 @@ mod tests {
             .unwrap()
             .to_dtype(DType::BF16)
             .unwrap();
-        let slot = WeightSlot::dense(&stored, SlotLayout::ConvNhwc).unwrap();
+        let slot = WeightSlot::of_dense(&stored, SlotLayout::ConvNhwc).unwrap();
         let before = values(&slot.original_f32().unwrap());
         assert_eq!(before, values(&stored.to_dtype(DType::F32).unwrap()));
         for round in 0..3 {
@@ -257,7 +290,7 @@ mod tests {
 
     #[test]
     fn a_patch_of_another_shape_is_refused() {
-        let slot = WeightSlot::dense(&numbers(6).reshape((2, 3)).unwrap(), SlotLayout::AsStored).unwrap();
+        let slot = WeightSlot::of_dense(&numbers(6).reshape((2, 3)).unwrap(), SlotLayout::AsStored).unwrap();
         assert!(slot.replace(&numbers(6).reshape((3, 2)).unwrap()).is_err());
         let (down, up) = (numbers(4).reshape((2, 2)).unwrap(), numbers(4).reshape((2, 2)).unwrap());
         assert!(slot.add_side(&down, &up, 1.0).is_err());

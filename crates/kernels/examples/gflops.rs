@@ -81,9 +81,9 @@ fn products<T: Element>(kind: WeightType) {
     ] {
         let shape = ConvShape::same(from, to, kernel);
         let x = vec![T::from_f32(0.5); b * side * side * from];
-        let conv = PackedConv::pack(
+        let conv = PackedWeights::pack_conv(
             WeightSource::F32(&vec![0.25f32; from * to * kernel * kernel]),
-            shape,
+            &shape,
             kind,
         )
         .unwrap();
@@ -98,7 +98,7 @@ fn products<T: Element>(kind: WeightType) {
             &format!("{name} conv {b}x{side}x{side} {from}->{to} {kernel}x{kernel}"),
             flop,
             || {
-                conv2d(&x, (b, side, side), &conv, &ep, &mut out).unwrap();
+                conv2d(&x, (b, side, side), &conv, &shape, &ep, &mut out).unwrap();
             },
         );
     }

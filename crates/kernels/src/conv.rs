@@ -70,49 +70,17 @@ impl ConvShape {
     }
 }
 
-/// Packed weights of a convolution.
-#[derive(Debug, Clone)]
-pub struct PackedConv {
-    shape: ConvShape,
-    weights: PackedWeights,
-}
-
-impl PackedConv {
-    /// Packs (out, in, kh, kw) weights, as checkpoints hold them.
+impl PackedWeights {
+    /// Packs the (out, in, kh, kw) weights of a convolution, as checkpoints hold them. [`PackedWeights::unpack`] gives them
+    /// back in that order.
     ///
     /// # Errors
-    /// If the length does not fit the shape.
-    pub fn pack(source: WeightSource<'_>, shape: ConvShape, to: WeightType) -> Result<Self> {
-        let taps = shape.kernel.0 * shape.kernel.1;
-        let dims = (shape.out_channels, volume(&[taps, shape.in_channels]));
+    /// If the length does not fit the shape, or a dimension is zero.
+    pub fn pack_conv(source: WeightSource<'_>, shape: &ConvShape, to: WeightType) -> Result<Self> {
+        let taps = shape.kernel.0.saturating_mul(shape.kernel.1);
         check_positive("window", taps)?;
-        let inner = crate::gemm::Inner { taps };
-        Ok(Self {
-            shape,
-            weights: PackedWeights::pack_inner(source, dims, to, Columns::Plain, inner)?,
-        })
-    }
-
-    /// The (out, in, kh, kw) weights back, exact up to the rounding to the packed type.
-    pub fn unpack<T: Element>(&self) -> Vec<T> {
-        self.weights.unpack_inner(crate::gemm::Inner {
-            taps: self.shape.kernel.0 * self.shape.kernel.1,
-        })
-    }
-
-    /// Its shape.
-    pub fn shape(&self) -> &ConvShape {
-        &self.shape
-    }
-
-    /// Memory held, in bytes.
-    pub fn bytes(&self) -> usize {
-        self.weights.bytes()
-    }
-
-    /// What the weights are held as.
-    pub fn weight_type(&self) -> WeightType {
-        self.weights.weight_type()
+        let dims = (shape.out_channels, volume(&[taps, shape.in_channels]));
+        PackedWeights::pack_taps(source, dims, to, Columns::Plain, taps)
     }
 }
 
@@ -123,11 +91,22 @@ impl PackedConv {
 pub fn conv2d<A: Element, O: Element>(
     x: &[A],
     (batch, height, width): (usize, usize, usize),
-    conv: &PackedConv,
+    weights: &PackedWeights,
+    shape: &ConvShape,
     epilogue: &Epilogue<'_, O>,
     out: &mut [O],
 ) -> Result<()> {
-    let shape = &conv.shape;
+    check_dim(
+        "taps of the weights",
+        weights.taps(),
+        volume(&[shape.kernel.0, shape.kernel.1]),
+    )?;
+    check_dim(
+        "inputs of the weights",
+        weights.inputs(),
+        volume(&[weights.taps(), shape.in_channels]),
+    )?;
+    check_dim("outputs of the weights", weights.outputs(), shape.out_channels)?;
     let size = shape.output(height, width)?;
     check_len("picture", x.len(), volume(&[batch, height, width, shape.in_channels]))?;
     let windows = Rows {
@@ -140,5 +119,5 @@ pub fn conv2d<A: Element, O: Element>(
         before: (shape.padding.0, shape.padding.2),
         doubling: u32::from(shape.upsample),
     };
-    multiply(&windows, &conv.weights, &epilogue.finish(), O::view_mut(out))
+    multiply(&windows, weights, &epilogue.finish(), O::view_mut(out))
 }

@@ -2,14 +2,14 @@
 
 use std::ops::Range;
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use super::super::resnet::{Resnet, ResnetShape};
 use super::Prompt;
 use super::attention::PromptReaders;
 use super::config::{AttentionShape, Level, Mid, UNetConfig};
 use super::transformer::SpatialTransformer;
-use crate::ops::{Bias, Conv2d, ConvShape, Padding, upsample_nearest};
+use crate::ops::{Bias, Conv2d, ConvShape, Padding, concat, upsample_nearest};
 use crate::weights::{LoadResult, Weights};
 
 /// What every block is made of.
@@ -235,7 +235,7 @@ impl Up {
             let Some(skip) = skips.pop() else {
                 candle_core::bail!("the way up is longer than the way down")
             };
-            x = stage.forward(&Tensor::cat(&[&x, &skip], D::Minus1)?, context)?;
+            x = stage.forward(&concat(&x, &skip)?, context)?;
         }
         Ok(x)
     }
@@ -246,6 +246,9 @@ impl Up {
             Some(next) => next.dims4()?,
             None => candle_core::bail!("the way up is longer than the way down"),
         };
+        if (height, width) == (2 * x.dim(1)?, 2 * x.dim(2)?) {
+            return upsample.forward_doubled(&x);
+        }
         upsample.forward(&upsample_nearest(&x, height, width)?)
     }
 }

@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor};
 use super::super::resnet::Resnet;
 use super::config::VaeConfig;
 use super::middle::{EPS, Middle, resnet};
-use crate::ops::{Bias, Conv2d, ConvShape, GroupNorm, upsample_nearest2x};
+use crate::ops::{Bias, Conv2d, ConvShape, GroupNorm};
 use crate::weights::{LoadResult, Weights};
 
 #[derive(Debug)]
@@ -71,7 +71,7 @@ impl Decoder {
                 x = resnet.forward(&x, None)?;
             }
             if let Some(conv) = &level.upsample {
-                x = conv.forward(&upsample_nearest2x(&x)?)?;
+                x = conv.forward_doubled(&x)?;
             }
         }
         self.conv_out.forward(&self.norm_out.forward_silu(&x)?).map(Some)

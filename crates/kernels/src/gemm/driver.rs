@@ -85,8 +85,18 @@ impl Plan {
 
 /// `out = epilogue(a w^T)`.
 pub(crate) fn multiply(a: &Rows<'_>, weights: &PackedWeights, finish: &Finish<'_>, out: ViewMut<'_>) -> Result<()> {
+    multiply_columns(a, weights, (0, weights.out_columns()), finish, out)
+}
+
+/// The columns of the output from `first` on, a multiple of 32; the output has `columns` in all.
+pub(crate) fn multiply_columns(
+    a: &Rows<'_>,
+    weights: &PackedWeights,
+    (first, columns): (usize, usize),
+    finish: &Finish<'_>,
+    out: ViewMut<'_>,
+) -> Result<()> {
     let rows = a.count();
-    let columns = weights.out_columns();
     check_len("output", out.len(), volume(&[rows, columns]))?;
     finish.check(rows, columns, weights.is_gated())?;
     if rows == 0 {
@@ -96,6 +106,7 @@ pub(crate) fn multiply(a: &Rows<'_>, weights: &PackedWeights, finish: &Finish<'_
     let target = Target::new(out, columns, weights.is_gated());
     let row_tasks = rows.div_ceil(plan.rows);
     let runs = weights.panels().div_ceil(plan.panels);
+    let first_panel = first / PANEL;
     parallel_for(row_tasks * runs, |task| {
         let (block, run) = (task / runs, task % runs);
         let rows = (block * plan.rows, ((block + 1) * plan.rows).min(rows));
@@ -108,6 +119,7 @@ pub(crate) fn multiply(a: &Rows<'_>, weights: &PackedWeights, finish: &Finish<'_
             plan,
             rows,
             panels,
+            first_panel,
         });
     });
     Ok(())
@@ -121,6 +133,8 @@ struct Task<'a> {
     plan: Plan,
     rows: (usize, usize),
     panels: (usize, usize),
+    /// Of the output, that the weights' first panel belongs to.
+    first_panel: usize,
 }
 
 impl Kernel for Task<'_> {
@@ -188,7 +202,8 @@ impl Task<'_> {
                         // SAFETY: the block's sums are complete; these rows and panels are this task's alone.
                         unsafe {
                             let sums = step.sums.add(row * PANEL);
-                            self.target.finish(s, self.finish, sums, count, first_row + row, panel);
+                            self.target
+                                .finish(s, self.finish, sums, count, first_row + row, self.first_panel + panel);
                         }
                     }
                 }

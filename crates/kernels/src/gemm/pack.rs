@@ -82,14 +82,10 @@ pub struct PackedWeights {
     outputs: usize,
     inputs: usize,
     columns: Columns,
+    /// `inputs = taps * channels`, held tap by tap, while the source has the taps innermost: a convolution's (out, in, kh, kw).
+    /// One for a plain matrix.
+    taps: usize,
     pub(super) data: Data,
-}
-
-/// How the inner dimension of the source is laid out: `inputs = taps * channels`, packed tap by tap, while the source has the
-/// taps innermost (a convolution's (out, in, kh, kw)). One tap is a plain matrix.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Inner {
-    pub(crate) taps: usize,
 }
 
 impl PackedWeights {
@@ -98,15 +94,15 @@ impl PackedWeights {
     /// # Errors
     /// If the length does not fit, a dimension is zero, or gated outputs are odd.
     pub fn pack(source: WeightSource<'_>, dims: (usize, usize), to: WeightType, columns: Columns) -> Result<Self> {
-        Self::pack_inner(source, dims, to, columns, Inner { taps: 1 })
+        Self::pack_taps(source, dims, to, columns, 1)
     }
 
-    pub(crate) fn pack_inner(
+    pub(crate) fn pack_taps(
         source: WeightSource<'_>,
         (outputs, inputs): (usize, usize),
         to: WeightType,
         columns: Columns,
-        inner: Inner,
+        taps: usize,
     ) -> Result<Self> {
         check_positive("outputs", outputs)?;
         check_positive("inputs", inputs)?;
@@ -119,10 +115,10 @@ impl PackedWeights {
             });
         }
         let panels = panel_count(outputs, columns);
-        let channels = inputs / inner.taps;
-        let at = |row: usize, k: usize| row * inputs + (k % channels) * inner.taps + k / channels;
+        let channels = inputs / taps;
+        let at = |row: usize, k: usize| row * inputs + (k % channels) * taps + k / channels;
         let fetch = |row: Option<usize>, k: usize| match row {
-            Some(row) if k < inputs => source.get(if inner.taps == 1 { row * inputs + k } else { at(row, k) }),
+            Some(row) if k < inputs => source.get(if taps == 1 { row * inputs + k } else { at(row, k) }),
             _ => 0.0,
         };
         let data = match to {
@@ -156,17 +152,15 @@ impl PackedWeights {
             outputs,
             inputs,
             columns,
+            taps,
             data,
         })
     }
 
-    /// The dense weights back, (outputs, inputs) row-major: exactly what was packed, up to the rounding to the packed type.
+    /// The dense weights back in the order they came in: exactly what was packed, up to the rounding to the packed type.
     pub fn unpack<T: Element>(&self) -> Vec<T> {
-        self.unpack_inner(Inner { taps: 1 })
-    }
-
-    pub(crate) fn unpack_inner<T: Element>(&self, inner: Inner) -> Vec<T> {
-        let channels = self.inputs / inner.taps;
+        let taps = self.taps;
+        let channels = self.inputs / taps;
         let mut panel_and_lane = vec![(0, 0); self.outputs];
         for panel in 0..self.panels() {
             for (lane, row) in panel_rows(panel, self.outputs, self.columns).into_iter().enumerate() {
@@ -186,7 +180,7 @@ impl PackedWeights {
                         data[(panel * padded + (k & !1)) * PANEL + 2 * lane + (k & 1)].to_f32()
                     }
                 };
-                line[(k % channels) * inner.taps + k / channels] = T::from_f32(value);
+                line[(k % channels) * taps + k / channels] = T::from_f32(value);
             }
         });
         out
@@ -200,6 +194,11 @@ impl PackedWeights {
     /// Columns of the weight matrix.
     pub fn inputs(&self) -> usize {
         self.inputs
+    }
+
+    /// Taps of a convolution's window; one for a plain matrix.
+    pub fn taps(&self) -> usize {
+        self.taps
     }
 
     /// Columns of the product: half the outputs for gated weights.
@@ -229,6 +228,29 @@ impl PackedWeights {
         match &self.data {
             Data::F32(data) => data.len() * 4,
             Data::Bf16(data) => data.len() * 2,
+        }
+    }
+
+    /// Plain bf16 weights made panel by panel: `fill(panel, [inputs / 2 up to a multiple of 16][32][2])`, into the memory of
+    /// weights no longer needed.
+    pub(crate) fn from_panels(
+        (outputs, inputs): (usize, usize),
+        memory: Option<PackedWeights>,
+        fill: impl Fn(usize, &mut [bf16]) + Sync,
+    ) -> Self {
+        let panel = inputs.next_multiple_of(32) * PANEL;
+        let needed = outputs.div_ceil(PANEL) * panel;
+        let mut data = match memory.map(|old| old.data) {
+            Some(Data::Bf16(data)) if data.len() >= needed => data,
+            _ => AlignedVec::zeroed(needed),
+        };
+        parallel_chunks(&mut data[..needed], panel, fill);
+        Self {
+            outputs,
+            inputs,
+            columns: Columns::Plain,
+            taps: 1,
+            data: Data::Bf16(data),
         }
     }
 

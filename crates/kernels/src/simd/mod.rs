@@ -141,6 +141,14 @@ impl View<'_> {
 }
 
 impl ViewMut<'_> {
+    /// The same slice for a shorter time.
+    pub(crate) fn again(&mut self) -> ViewMut<'_> {
+        match self {
+            ViewMut::F32(v) => ViewMut::F32(v),
+            ViewMut::Bf16(v) => ViewMut::Bf16(v),
+        }
+    }
+
     pub(crate) fn len(&self) -> usize {
         match self {
             ViewMut::F32(v) => v.len(),

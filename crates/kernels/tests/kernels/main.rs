@@ -4,4 +4,5 @@
 mod attention;
 mod passes;
 mod products;
+mod quantised;
 mod support;

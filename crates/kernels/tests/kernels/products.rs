@@ -271,10 +271,10 @@ fn check_conv<T: Element>(kind: WeightType, level: Isa) {
         let w: Vec<T> = numbers.vec(shape.out_channels * shape.in_channels * shape.kernel.0 * shape.kernel.1);
         let (want, scale) = convolve(&wide(&x), &wide(&w), size, &shape);
         let w32: Vec<f32> = w.iter().map(|x| x.to_f32()).collect();
-        let conv = PackedConv::pack(WeightSource::F32(&w32), shape, kind).unwrap();
+        let conv = PackedWeights::pack_conv(WeightSource::F32(&w32), &shape, kind).unwrap();
         assert_eq!(wide(&conv.unpack::<f32>()), wide(&w), "weights come back");
         let mut out = vec![T::default(); want.len()];
-        conv2d(&x, size, &conv, &Epilogue::default(), &mut out).unwrap();
+        conv2d(&x, size, &conv, &shape, &Epilogue::default(), &mut out).unwrap();
         let inner = shape.in_channels * shape.kernel.0 * shape.kernel.1;
         assert_close(
             &format!("{level:?} {kind:?} conv {index}"),
@@ -302,10 +302,10 @@ fn threads_do_not_change_a_product() {
     let shape = ConvShape::same(100, 70, 3);
     let w: Vec<f32> = numbers.vec(100 * 70 * 9);
     for kind in [WeightType::F32, WeightType::Bf16] {
-        let conv = PackedConv::pack(WeightSource::F32(&w), shape, kind).unwrap();
+        let conv = PackedWeights::pack_conv(WeightSource::F32(&w), &shape, kind).unwrap();
         same_for_any_threads(|| {
             let mut out = vec![0f32; 2 * 20 * 20 * 70];
-            conv2d(&x, (2, 20, 20), &conv, &Epilogue::default(), &mut out).unwrap();
+            conv2d(&x, (2, 20, 20), &conv, &shape, &Epilogue::default(), &mut out).unwrap();
             out
         });
     }
@@ -350,8 +350,18 @@ fn wrong_lengths_are_errors() {
     assert!(PackedWeights::pack(WeightSource::F32(&w), (3, 4), WeightType::F32, Columns::Gated).is_err());
     assert!(PackedWeights::pack(WeightSource::F32(&w), (0, 4), WeightType::F32, Columns::Plain).is_err());
     assert!(PackedWeights::pack(WeightSource::F32(&w), (usize::MAX, 4), WeightType::F32, Columns::Plain).is_err());
-    let conv = PackedConv::pack(WeightSource::F32(&w), ConvShape::same(4, 3, 1), WeightType::F32).unwrap();
-    assert!(conv2d(&[0f32; 3], (1, 1, 1), &conv, &plain, &mut [0f32; 3]).is_err());
+    let conv = PackedWeights::pack_conv(WeightSource::F32(&w), &ConvShape::same(4, 3, 1), WeightType::F32).unwrap();
+    assert!(
+        conv2d(
+            &[0f32; 3],
+            (1, 1, 1),
+            &conv,
+            &ConvShape::same(4, 3, 1),
+            &plain,
+            &mut [0f32; 3]
+        )
+        .is_err()
+    );
     assert!(
         ConvShape {
             padding: (0, 0, 0, 0),

@@ -1,0 +1,143 @@
+//! The operations on a CPU, by the kernels of `sd_kernels`: f32 and bf16 activations, contiguous, NHWC.
+//!
+//! Each function answers `None` where it does not apply (another device, f16, or the plain operations were asked for), and the
+//! caller computes the plain way. The plain way is also what the tests hold these against: [`plainly`].
+
+mod layers;
+mod passes;
+
+pub(super) use layers::{Tail, conv, linear, quantised};
+pub(super) use passes::{
+    Affine, activate, attention, concat, geglu, group_norm, layer_norm, rms_norm, rope, upsample_nearest2x,
+};
+
+use std::cell::Cell;
+use std::sync::{Arc, OnceLock};
+
+use candle_core::{DType, Device, Layout, Result, Storage, Tensor, WithDType};
+use sd_kernels::{Columns, ConvShape, Element, KernelError, PackedWeights, WeightSource, WeightType};
+
+use super::Activation;
+
+thread_local! {
+    static PLAIN: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `work` on this thread with the plain operations only. `SD_WORKER_KERNELS=plain` does so for the whole process.
+pub fn plainly<R>(work: impl FnOnce() -> R) -> R {
+    let before = PLAIN.replace(true);
+    let result = work();
+    PLAIN.set(before);
+    result
+}
+
+fn enabled() -> bool {
+    static PROCESS: OnceLock<bool> = OnceLock::new();
+    *PROCESS.get_or_init(|| std::env::var("SD_WORKER_KERNELS").as_deref() != Ok("plain")) && !PLAIN.get()
+}
+
+/// Types that the kernels compute with.
+pub(super) trait Float: Element + WithDType {}
+impl Float for f32 {}
+impl Float for half::bf16 {}
+
+/// The type of `x` if the kernels take it.
+fn kind(x: &Tensor) -> Option<DType> {
+    let fits = matches!(x.device(), Device::Cpu) && matches!(x.dtype(), DType::F32 | DType::BF16);
+    (fits && enabled()).then(|| x.dtype())
+}
+
+/// Calls a function of the type of a tensor; `None` if the kernels do not take it.
+macro_rules! by_type {
+    ($x:expr, $f:ident($($arg:expr),* $(,)?)) => {
+        match $crate::ops::cpu::kind($x) {
+            Some(candle_core::DType::F32) => $f::<f32>($($arg),*).map(Some),
+            Some(candle_core::DType::BF16) => $f::<half::bf16>($($arg),*).map(Some),
+            _ => Ok(None),
+        }
+    };
+}
+use by_type;
+
+fn slice<'a, T: WithDType>(storage: &'a Storage, layout: &Layout) -> Result<&'a [T]> {
+    let Storage::Cpu(cpu) = storage else {
+        candle_core::bail!("the CPU's kernels were given a tensor of another device")
+    };
+    match layout.contiguous_offsets() {
+        Some((from, to)) => Ok(&cpu.as_slice::<T>()?[from..to]),
+        None => candle_core::bail!("the CPU's kernels were given a tensor that is not contiguous"),
+    }
+}
+
+/// The numbers of a small tensor, as f32.
+fn floats(x: &Tensor) -> Result<Vec<f32>> {
+    x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+}
+
+fn wrong(error: KernelError) -> candle_core::Error {
+    candle_core::Error::Msg(error.to_string())
+}
+
+/// The kernels' name of an activation, if they have it.
+fn kernel_activation(activation: Activation) -> Option<sd_kernels::Activation> {
+    match activation {
+        Activation::Silu => Some(sd_kernels::Activation::Silu),
+        Activation::GeluErf => Some(sd_kernels::Activation::GeluErf),
+        Activation::GeluTanh => Some(sd_kernels::Activation::GeluTanh),
+        Activation::QuickGelu => Some(sd_kernels::Activation::QuickGelu),
+        Activation::Relu => None,
+    }
+}
+
+/// How a layer's weight is packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packing {
+    /// `(out, in)`.
+    Linear,
+    /// `(out, in)` whose second half gates the first.
+    Gated,
+    /// `(out, in, kh, kw)`.
+    Conv,
+}
+
+/// The weight in the order the kernels read it; `None` if they do not take it. The packed form is all that need be kept.
+///
+/// # Errors
+/// The shape does not fit the packing.
+pub fn pack(weight: &Tensor, packing: Packing) -> Result<Option<Arc<PackedWeights>>> {
+    by_type!(weight, pack_as(weight, packing))
+}
+
+fn pack_as<T: Float>(weight: &Tensor, packing: Packing) -> Result<Arc<PackedWeights>> {
+    let weight = weight.contiguous()?;
+    let (storage, layout) = weight.storage_and_layout();
+    let numbers = slice::<T>(&storage, layout)?;
+    let (source, to) = match T::view(numbers) {
+        sd_kernels::View::F32(numbers) => (WeightSource::F32(numbers), WeightType::F32),
+        sd_kernels::View::Bf16(numbers) => (WeightSource::Bf16(numbers), WeightType::Bf16),
+    };
+    let packed = match packing {
+        Packing::Linear => PackedWeights::pack(source, weight.dims2()?, to, Columns::Plain),
+        Packing::Gated => PackedWeights::pack(source, weight.dims2()?, to, Columns::Gated),
+        Packing::Conv => {
+            let (out_channels, in_channels, height, width) = weight.dims4()?;
+            let shape = ConvShape {
+                kernel: (height, width),
+                ..ConvShape::same(in_channels, out_channels, 1)
+            };
+            PackedWeights::pack_conv(source, &shape, to)
+        }
+    };
+    packed.map(Arc::new).map_err(wrong)
+}
+
+/// The weight back in its file's order, of the given shape, in the type that it is held as.
+///
+/// # Errors
+/// The shape does not fit.
+pub fn unpack(packed: &PackedWeights, shape: &[usize]) -> Result<Tensor> {
+    match packed.weight_type() {
+        WeightType::F32 => Tensor::from_vec(packed.unpack::<f32>(), shape, &Device::Cpu),
+        WeightType::Bf16 => Tensor::from_vec(packed.unpack::<half::bf16>(), shape, &Device::Cpu),
+    }
+}
