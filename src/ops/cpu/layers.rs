@@ -33,8 +33,9 @@ struct Parts {
 }
 
 impl Parts {
-    /// `rows` are the output's, `groups` the pictures in them.
-    fn of(tail: &Tail<'_>, rows: usize, groups: usize) -> Result<Self> {
+    /// `rows` are the output's; a gate or a row by picture may be one for all.
+    fn of(tail: &Tail<'_>, rows: usize) -> Result<Self> {
+        let groups = tail.per_picture.or(tail.gate).map_or(Ok(1), |t| t.dim(0))?;
         let activation = tail.activation.map(|a| (a, kernel_activation(a)));
         Ok(Self {
             bias: tail.bias.map(floats).transpose()?,
@@ -83,7 +84,7 @@ pub(in crate::ops) fn linear(x: &Tensor, weights: &PackedWeights, tail: &Tail<'_
 fn linear_as<T: Float>(x: &Tensor, weights: &PackedWeights, tail: &Tail<'_>) -> Result<Tensor> {
     let x = x.contiguous()?;
     let (rows, shape) = rows_and_shape(&x, weights.out_columns())?;
-    let parts = Parts::of(tail, rows, x.dim(0)?)?;
+    let parts = Parts::of(tail, rows)?;
     let (storage, layout) = x.storage_and_layout();
     let numbers = slice::<T>(&storage, layout)?;
     parts.apply(&shape, |epilogue| fresh::linear(numbers, rows, weights, epilogue))
@@ -120,7 +121,7 @@ fn quantised_as<T: Float>(x: &Tensor, blocks: &QTensor, kind: QuantType, tail: &
     let x = x.contiguous()?;
     let (outputs, inputs) = blocks.shape().dims2()?;
     let (rows, shape) = rows_and_shape(&x, outputs)?;
-    let parts = Parts::of(tail, rows, x.dim(0)?)?;
+    let parts = Parts::of(tail, rows)?;
     let bytes = blocks.data()?;
     let weights = QuantWeights {
         blocks: &bytes,
@@ -169,7 +170,7 @@ fn conv_as<T: Float>(
         upsample,
     };
     let (out_h, out_w) = window.output(height, width).map_err(wrong)?;
-    let parts = Parts::of(tail, batch * out_h * out_w, batch)?;
+    let parts = Parts::of(tail, batch * out_h * out_w)?;
     let (storage, layout) = x.storage_and_layout();
     let numbers = slice::<T>(&storage, layout)?;
     parts.apply(&[batch, out_h, out_w, shape.outputs], |epilogue| {
