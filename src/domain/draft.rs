@@ -200,8 +200,7 @@ fn missing(field: &str) -> FieldError {
 
 fn check_model(wanted: Option<String>, info: &ModelInfo) -> Result<(), DraftError> {
     let Some(wanted) = wanted else { return Ok(()) };
-    let same = |name: &String| name.eq_ignore_ascii_case(&wanted);
-    if same(&info.name) || info.aliases.iter().any(same) {
+    if info.is_called(&wanted) {
         return Ok(());
     }
     Err(DraftError::OtherModel {

@@ -107,3 +107,11 @@ pub struct ModelInfo {
     /// What a request gets where it is silent.
     pub defaults: Defaults,
 }
+
+impl ModelInfo {
+    /// Whether a caller who names a model so means this one.
+    pub fn is_called(&self, name: &str) -> bool {
+        let same = |own: &String| own.eq_ignore_ascii_case(name);
+        same(&self.name) || self.aliases.iter().any(same)
+    }
+}

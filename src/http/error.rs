@@ -50,6 +50,12 @@ pub enum ApiError {
     /// Another type of body.
     #[error("content type `{0}` is not accepted; send application/json")]
     ContentType(String),
+    /// Another type of body where a form is needed.
+    #[error("content type `{0}` is not accepted; send multipart/form-data")]
+    FormType(String),
+    /// A form that breaks off or is no form.
+    #[error("the form cannot be read: {0}")]
+    BadForm(String),
     /// A picture that cannot be used.
     #[error("{0}")]
     Picture(FieldError),
@@ -85,7 +91,8 @@ impl ApiError {
             Self::KeyReused(_) => (StatusCode::CONFLICT, "idempotency_key_reused"),
             Self::Cancelled => (StatusCode::CONFLICT, "cancelled"),
             Self::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
-            Self::ContentType(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
+            Self::BadForm(_) => (StatusCode::BAD_REQUEST, "invalid_form"),
+            Self::ContentType(_) | Self::FormType(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
             Self::Picture(_) => (StatusCode::UNPROCESSABLE_ENTITY, "unusable_image"),
             Self::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, "queue_full"),
             Self::NotReady(_) => (StatusCode::SERVICE_UNAVAILABLE, "not_ready"),

@@ -100,6 +100,33 @@ impl Fields {
         }
     }
 
+    /// Yes or no.
+    pub fn boolean(&mut self, names: &[&'static str]) -> Result<Option<bool>, FieldError> {
+        match self.any(names)? {
+            None => Ok(None),
+            Some(value) => value
+                .as_bool()
+                .map(Some)
+                .ok_or_else(|| self.mistyped(names, &value, "true or false")),
+        }
+    }
+
+    /// A field that exists elsewhere and has no effect here: only the values that ask for none are accepted.
+    pub fn neutral(&mut self, name: &'static str, allowed: &[Value]) -> Result<(), FieldError> {
+        match self.any(&[name])? {
+            Some(value) if !allowed.contains(&value) => {
+                let allowed: Vec<String> = allowed.iter().map(Value::to_string).collect();
+                let message = format!(
+                    "{} is not supported; leave it out or send {}",
+                    shortened(&value.to_string()),
+                    allowed.join(" or ")
+                );
+                Err(self.wrong(name, message))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Two whole numbers in a list.
     pub fn pair(&mut self, names: &[&'static str]) -> Result<Option<(i64, i64)>, FieldError> {
         let Some(value) = self.any(names)? else { return Ok(None) };
@@ -124,6 +151,12 @@ impl Fields {
             other => Err(self.mistyped(names, &other, "an object")),
         };
         items.into_iter().map(object).collect()
+    }
+
+    /// The whole object as it was sent, without some of its fields.
+    pub fn echo(&self, without: &[&str]) -> Value {
+        let kept = self.rest.iter().filter(|(name, _)| !without.contains(&name.as_str()));
+        Value::Object(kept.map(|(name, value)| (name.clone(), value.clone())).collect())
     }
 
     /// Asks for fields that are allowed and mean nothing here.

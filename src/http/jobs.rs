@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::body;
 use super::dto::Form;
 use super::error::ApiError;
-use super::intake::{self, Intake};
+use super::intake::{self, Checker, Intake};
 use super::sse::{self, Source};
 use super::state::AppState;
 use super::wire;
@@ -21,10 +21,10 @@ use crate::domain::job::JobId;
 /// # Errors
 /// As [`ApiError`] lists them.
 pub async fn create(state: Data<AppState>, request: HttpRequest, payload: Payload) -> Result<HttpResponse, ApiError> {
-    let model = state.model_info()?;
+    let checker = Checker::new(&state)?;
     let key = idempotency_key(&request)?;
     let bytes = body::json_bytes(&request, payload, state.max_body).await?;
-    let Intake { request, fingerprint } = intake::read(&state, model, bytes, Form::Tagged, None).await?;
+    let Intake { request, fingerprint } = intake::read(checker, bytes, Form::Tagged, None).await?;
     let submit = Submit {
         request,
         idempotency: key.map(|key| IdempotencyKey { key, fingerprint }),

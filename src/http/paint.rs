@@ -11,7 +11,7 @@ use super::accept::Answer;
 use super::body;
 use super::dto::Form;
 use super::error::ApiError;
-use super::intake;
+use super::intake::{self, Checker};
 use super::sse::{self, Source};
 use super::state::AppState;
 use super::wire;
@@ -51,10 +51,10 @@ async fn paint(
     request: &HttpRequest,
     payload: Payload,
 ) -> Result<HttpResponse, ApiError> {
-    let model = state.model_info()?;
+    let checker = Checker::new(state)?;
     let answer = Answer::wanted(request);
     let bytes = body::json_bytes(request, payload, state.max_body).await?;
-    let intake = intake::read(state, model, bytes, Form::Path(kind), answer.format()).await?;
+    let intake = intake::read(checker, bytes, Form::Path(kind), answer.format()).await?;
     let submit = Submit {
         request: intake.request,
         idempotency: None,
@@ -91,7 +91,10 @@ async fn paint(
 }
 
 /// Waits for the end of a job.
-async fn outcome(mut events: mpsc::Receiver<Numbered>, mut owner: Owner) -> Result<Arc<Generation>, ApiError> {
+///
+/// # Errors
+/// What the job ended with, unless it was pictures.
+pub async fn outcome(mut events: mpsc::Receiver<Numbered>, mut owner: Owner) -> Result<Arc<Generation>, ApiError> {
     while let Some(Numbered { event, .. }) = events.recv().await {
         if event.is_final() {
             owner.release();

@@ -47,7 +47,11 @@ pub fn refusal(field: &str, error: &ImageError) -> ApiError {
     }
 }
 
-fn bytes(field: &str, text: &str, most: usize) -> Result<Vec<u8>, ApiError> {
+/// The bytes of a file in base64 or a data URL; much more than `most` are not even decoded.
+///
+/// # Errors
+/// 400 for no base64, 413 for too many bytes.
+pub fn bytes(field: &str, text: &str, most: usize) -> Result<Vec<u8>, ApiError> {
     let encoded = match text.strip_prefix("data:") {
         None => text,
         Some(url) => match url.split_once(',') {

@@ -4,7 +4,7 @@ use actix_web::web::{self, ServiceConfig};
 use actix_web::{HttpRequest, Resource, Route};
 
 use super::error::ApiError;
-use super::{capabilities, health, jobs, metrics, pages, paint, status};
+use super::{capabilities, health, jobs, metrics, openai, pages, paint, sdapi, status};
 use crate::domain::draft::shortened;
 
 /// Every route.
@@ -34,7 +34,42 @@ pub fn all(config: &mut ServiceConfig) {
         .service(resource("/openapi.json", [web::get().to(pages::openapi)]))
         .service(resource("/docs", [web::get().to(pages::docs)]))
         .service(resource("/", [web::get().to(pages::studio)]))
+        .configure(openai_routes)
+        .configure(sdapi_routes)
         .default_service(web::to(not_found));
+}
+
+fn openai_routes(config: &mut ServiceConfig) {
+    config
+        .service(resource(
+            "/v1/images/generations",
+            [web::post().to(openai::generations)],
+        ))
+        .service(resource("/v1/images/edits", [web::post().to(openai::edits)]))
+        .service(resource("/v1/models", [web::get().to(openai::models)]));
+}
+
+fn sdapi_routes(config: &mut ServiceConfig) {
+    config
+        .service(resource("/sdapi/v1/txt2img", [web::post().to(sdapi::txt2img)]))
+        .service(resource("/sdapi/v1/img2img", [web::post().to(sdapi::img2img)]))
+        .service(resource("/sdapi/v1/progress", [web::get().to(sdapi::progress)]))
+        .service(resource("/sdapi/v1/interrupt", [web::post().to(sdapi::interrupt)]))
+        .service(resource("/sdapi/v1/samplers", [web::get().to(sdapi::samplers)]))
+        .service(resource("/sdapi/v1/schedulers", [web::get().to(sdapi::schedulers)]))
+        .service(resource("/sdapi/v1/sd-models", [web::get().to(sdapi::models)]))
+        .service(resource("/sdapi/v1/loras", [web::get().to(sdapi::loras)]))
+        .service(resource("/sdapi/v1/upscalers", [web::get().to(sdapi::upscalers)]))
+        .service(resource(
+            "/sdapi/v1/latent-upscale-modes",
+            [web::get().to(sdapi::latent_upscale_modes)],
+        ))
+        .service(resource("/sdapi/v1/sd-vae", [web::get().to(sdapi::vaes)]))
+        .service(resource(
+            "/sdapi/v1/options",
+            [web::get().to(sdapi::options), web::post().to(sdapi::set_options)],
+        ))
+        .service(resource("/sdapi/v1/png-info", [web::post().to(sdapi::png_info)]));
 }
 
 fn resource<const N: usize>(path: &str, routes: [Route; N]) -> Resource {

@@ -3,4 +3,6 @@
 
 mod command_line;
 mod folder;
+mod process;
+mod watched;
 mod worker;

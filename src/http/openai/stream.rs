@@ -1,0 +1,143 @@
+//! A job's events as OpenAI's clients read them.
+
+use std::collections::VecDeque;
+use std::time::{Duration, SystemTime};
+
+use actix_web::http::header::CACHE_CONTROL;
+use actix_web::web::{Bytes, block};
+use actix_web::{HttpResponse, HttpResponseBuilder};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use futures_util::stream;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use super::super::error::ApiError;
+use super::super::paint::Owner;
+use super::call::Look;
+use super::error::OpenAiError;
+use super::{unix, usage};
+use crate::domain::event::{Generation, JobEvent, Numbered};
+use crate::domain::picture::{EncodedImage, Size};
+
+/// A stream that is being sent.
+pub struct Stream {
+    events: mpsc::Receiver<Numbered>,
+    owner: Owner,
+    look: Look,
+    size: Size,
+    keep_alive: Duration,
+    partials_sent: u32,
+    /// Frames that wait to be sent.
+    ready: VecDeque<Bytes>,
+    over: bool,
+}
+
+impl Stream {
+    /// Of a job's events; the job is cancelled when the stream is dropped before its end.
+    pub fn new(events: mpsc::Receiver<Numbered>, owner: Owner, look: Look, size: Size, keep_alive: Duration) -> Self {
+        Self {
+            events,
+            owner,
+            look,
+            size,
+            keep_alive,
+            partials_sent: 0,
+            ready: VecDeque::new(),
+            over: false,
+        }
+    }
+
+    /// Sends it.
+    pub fn respond(self, mut answer: HttpResponseBuilder) -> HttpResponse {
+        let frames = stream::unfold(self, |mut stream| async move {
+            let frame = stream.next().await?;
+            Some((Ok::<_, ApiError>(frame), stream))
+        });
+        answer
+            .content_type("text/event-stream; charset=utf-8")
+            .insert_header((CACHE_CONTROL, "no-cache"))
+            .insert_header(("x-accel-buffering", "no"))
+            .streaming(frames)
+    }
+
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            if let Some(frame) = self.ready.pop_front() {
+                return Some(frame);
+            }
+            if self.over {
+                return None;
+            }
+            match tokio::time::timeout(self.keep_alive, self.events.recv()).await {
+                Err(_) => return Some(Bytes::from_static(b": keep-alive\n\n")),
+                Ok(None) => self.over = true,
+                Ok(Some(numbered)) => self.take(numbered.event).await,
+            }
+        }
+    }
+
+    async fn take(&mut self, event: JobEvent) {
+        if event.is_final() {
+            self.owner.release();
+            self.over = true;
+        }
+        match event {
+            JobEvent::Queued { .. } | JobEvent::Started | JobEvent::Progress { .. } => {}
+            JobEvent::Preview { image, .. } => self.partial(&image),
+            JobEvent::Completed(generation) => {
+                let (look, size) = (self.look, self.size);
+                match block(move || completed(&generation, look, size)).await {
+                    Ok(Ok(frames)) => self.ready.extend(frames),
+                    Ok(Err(error)) => self.ready.push_back(failure(&error)),
+                    Err(error) => self.ready.push_back(failure(&error.into())),
+                }
+            }
+            JobEvent::Failed(error) => self.ready.push_back(failure(&ApiError::from(&error))),
+            JobEvent::Cancelled => self.ready.push_back(failure(&ApiError::Cancelled)),
+        }
+    }
+
+    fn partial(&mut self, image: &EncodedImage) {
+        if self.partials_sent >= self.look.partials {
+            return;
+        }
+        let mut data = picture(&image.bytes, image.format.name(), self.size);
+        data["partial_image_index"] = self.partials_sent.into();
+        self.partials_sent += 1;
+        self.ready.push_back(frame(&name(self.look, "partial_image"), data));
+    }
+}
+
+fn completed(generation: &Generation, look: Look, size: Size) -> Result<Vec<Bytes>, ApiError> {
+    let one = |image: &EncodedImage| {
+        let mut data = picture(&look.file(image)?, look.format.name(), size);
+        data["usage"] = usage();
+        data["seed"] = image.seed.into();
+        Ok(frame(&name(look, "completed"), data))
+    };
+    generation.images.iter().map(one).collect()
+}
+
+fn name(look: Look, event: &str) -> String {
+    let family = if look.edit { "image_edit" } else { "image_generation" };
+    format!("{family}.{event}")
+}
+
+fn picture(bytes: &[u8], format: &str, size: Size) -> Value {
+    json!({
+        "b64_json": STANDARD.encode(bytes),
+        "created_at": unix(SystemTime::now()),
+        "size": size.to_string(),
+        "output_format": format,
+    })
+}
+
+fn failure(error: &ApiError) -> Bytes {
+    frame("error", OpenAiError::json(error))
+}
+
+fn frame(name: &str, mut data: Value) -> Bytes {
+    data["type"] = name.into();
+    format!("event: {name}\ndata: {data}\n\n").into()
+}

@@ -1,0 +1,105 @@
+//! A worker as a process of its own, without a model, whose log is read.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// Longest that anything in a test may take.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running worker; killed when it is dropped.
+pub struct Process {
+    child: Child,
+    lines: Receiver<String>,
+    /// `http://host:port`
+    pub url: String,
+}
+
+/// The binary that a hive starts on a machine without a GPU, with a clean environment.
+pub fn command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sd-worker-cpu"));
+    command.env_clear().stderr(Stdio::piped()).stdout(Stdio::piped());
+    command
+}
+
+impl Process {
+    /// Starts a worker that logs JSON, and waits until it listens.
+    pub fn start(command: &mut Command) -> Self {
+        let mut child = command.env("LOG_FORMAT", "json").spawn().unwrap();
+        let stderr = child.stderr.take().unwrap();
+        let (sender, lines) = mpsc::channel();
+        thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut process = Self {
+            child,
+            lines,
+            url: String::new(),
+        };
+        let listening = process.log("listening");
+        listening["url"].as_str().unwrap().clone_into(&mut process.url);
+        process
+    }
+
+    /// Waits for a log line with this message.
+    pub fn log(&self, message: &str) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let line = self
+                .lines
+                .recv_timeout(left)
+                .unwrap_or_else(|_| panic!("no log line `{message}`"));
+            let line: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("no JSON: {line}"));
+            if line["message"] == message {
+                return line;
+            }
+        }
+    }
+
+    /// `GET`, its status and JSON.
+    pub fn get(&self, path: &str) -> (u16, Value) {
+        let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+        let mut answer = agent.get(format!("{}{path}", self.url)).call().unwrap();
+        (answer.status().as_u16(), answer.body_mut().read_json().unwrap())
+    }
+
+    /// Sends a signal by name.
+    pub fn signal(&self, name: &str) {
+        let id = self.child.id().to_string();
+        assert!(
+            Command::new("/bin/kill")
+                .args(["-s", name, &id])
+                .status()
+                .unwrap()
+                .success()
+        );
+    }
+
+    /// Waits for the end.
+    pub fn end(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "it does not end");
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
