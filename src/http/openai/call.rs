@@ -50,12 +50,12 @@ impl Edit {
     ///
     /// # Errors
     /// A file that cannot be used, or a mask that is all opaque.
-    pub fn decode(image: Option<Vec<u8>>, mask: Option<Vec<u8>>, limits: &Limits) -> Result<Self, ApiError> {
+    pub fn decode(image: Option<&[u8]>, mask: Option<&[u8]>, limits: &Limits) -> Result<Self, ApiError> {
         let image = image.ok_or_else(|| FieldError::new("image", "missing; it is required"))?;
-        let picture = image_io::decode_image(&image, limits).map_err(|error| refusal("image", &error))?;
-        let (field, file) = match &mask {
+        let picture = image_io::decode_image(image, limits).map_err(|error| refusal("image", &error))?;
+        let (field, file) = match mask {
             Some(mask) => ("mask", mask),
-            None => ("image", &image),
+            None => ("image", image),
         };
         let alpha = image_io::decode_alpha_mask(file, limits).map_err(|error| refusal(field, &error))?;
         let alpha = alpha.filter(|mask| mask.0.pixels().any(|pixel| pixel.0[0] > 0));

@@ -1,8 +1,8 @@
 //! The multipart body of an edit: files and text fields.
 
 use actix_multipart::{Field, Multipart, MultipartError};
-use actix_web::HttpRequest;
 use actix_web::web::Payload;
+use actix_web::{HttpMessage, HttpRequest};
 use futures_util::TryStreamExt;
 use serde_json::{Map, Value};
 
@@ -76,10 +76,10 @@ async fn part_bytes(
 }
 
 fn typed(name: &str, text: String) -> Value {
-    if TYPED.contains(&name) {
-        if let Ok(value @ (Value::Number(_) | Value::Bool(_))) = serde_json::from_str(text.trim()) {
-            return value;
-        }
+    if TYPED.contains(&name)
+        && let Ok(value @ (Value::Number(_) | Value::Bool(_))) = serde_json::from_str(text.trim())
+    {
+        return value;
     }
     Value::String(text)
 }
@@ -89,10 +89,7 @@ fn broken(request: &HttpRequest, error: &MultipartError) -> ApiError {
         MultipartError::ContentTypeMissing
         | MultipartError::ContentTypeParse
         | MultipartError::ContentTypeIncompatible
-        | MultipartError::BoundaryMissing => {
-            use actix_web::HttpMessage;
-            ApiError::FormType(request.content_type().to_owned())
-        }
+        | MultipartError::BoundaryMissing => ApiError::FormType(request.content_type().to_owned()),
         other => ApiError::BadForm(other.to_string()),
     }
 }

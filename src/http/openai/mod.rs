@@ -50,7 +50,7 @@ pub async fn edits(state: Data<AppState>, request: HttpRequest, payload: Payload
     let checker = Checker::new(&state)?;
     let form = form::read(&request, payload, state.max_body).await?;
     let call = block(move || {
-        let edit = Edit::decode(form.image, form.mask, &checker.limits)?;
+        let edit = Edit::decode(form.image.as_deref(), form.mask.as_deref(), &checker.limits)?;
         Call::read(Fields::new(form.fields, ""), edit, &checker)
     });
     answer(&state, &request, call.await.map_err(ApiError::from)??).await
@@ -91,12 +91,16 @@ async fn answer(state: &AppState, request: &HttpRequest, call: Call) -> Result<H
         return Ok(Stream::new(events, owner, look, size, state.keep_alive).respond(response));
     }
     let generation = outcome(events, owner).await?;
-    let connection = request.connection_info();
-    let base = format!("{}://{}", connection.scheme(), connection.host());
-    drop(connection);
+    let base = own_url(request);
     let text = block(move || list(job.id, &generation, look, size, &base).map(|list| list.to_string())).await;
     let text = text.map_err(ApiError::from)??;
     Ok(response.content_type("application/json").body(text))
+}
+
+/// The URL under which the caller reached this worker.
+fn own_url(request: &HttpRequest) -> String {
+    let connection = request.connection_info();
+    format!("{}://{}", connection.scheme(), connection.host())
 }
 
 fn list(id: JobId, generation: &Generation, look: Look, size: Size, base: &str) -> Result<Value, ApiError> {
