@@ -28,14 +28,14 @@ impl RawTensor {
         let tensor = match (self.stored, dtype) {
             (StoredType::Bf16, DType::BF16) => Tensor::from_vec(
                 filled(count, bf16::ZERO, |at, out| {
-                    copy(&self.bytes, at, out, bf16::from_le_bytes)
+                    copy(&self.bytes, at, out, bf16::from_le_bytes);
                 }),
                 shape,
                 device,
             )?,
             (StoredType::F16, DType::F16) => Tensor::from_vec(
                 filled(count, f16::ZERO, |at, out| {
-                    copy(&self.bytes, at, out, f16::from_le_bytes)
+                    copy(&self.bytes, at, out, f16::from_le_bytes);
                 }),
                 shape,
                 device,

@@ -115,7 +115,7 @@ fn entry(info: &RawInfo, header: &GgufHeader, total: u64) -> Result<Entry, Strin
         .shape
         .iter()
         .try_fold(1_u64, |product, &d| product.checked_mul(d as u64));
-    let whole = info.shape.last().is_none_or(|&row| row as u64 % block == 0);
+    let whole = info.shape.last().is_none_or(|&row| (row as u64).is_multiple_of(block));
     let count = count.filter(|_| whole).ok_or_else(|| {
         format!(
             "tensor `{name}` of shape {:?} does not consist of blocks of {block} numbers",
@@ -124,7 +124,7 @@ fn entry(info: &RawInfo, header: &GgufHeader, total: u64) -> Result<Entry, Strin
     })?;
     let misfit = || format!("tensor `{name}` ends after the end of the file; it was cut short, get it again");
     let len = (count / block).checked_mul(size).ok_or_else(misfit)?;
-    if info.offset % header.alignment != 0 {
+    if !info.offset.is_multiple_of(header.alignment) {
         return Err(format!(
             "tensor `{name}` does not start at a multiple of {}",
             header.alignment

@@ -52,7 +52,7 @@ pub fn read_header(storage: &Storage) -> Result<Header, WeightsError> {
     let mut length = [0_u8; 8];
     storage.read_at(0, &mut length)?;
     let length = u64::from_le_bytes(length);
-    if length > MOST_HEADER || length < 2 {
+    if !(2..=MOST_HEADER).contains(&length) {
         return Err(damaged(format!(
             "it announces a header of {length} bytes, so it is no safetensors file"
         )));

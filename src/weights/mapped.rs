@@ -95,6 +95,11 @@ impl TensorSource for Mapped {
         if let (Some(rows), Some(first)) = (&piece.rows, shape.first_mut()) {
             *first = rows.len();
         }
+        let stored = if piece.layout == Layout::Transposed {
+            transposed_type(stored)
+        } else {
+            stored
+        };
         Some((laid_out(piece.layout, shape), stored))
     }
 
@@ -116,7 +121,7 @@ impl TensorSource for Mapped {
                 bytes.rotate_left(half);
                 bytes
             }
-            Layout::Transposed => return transposed(&piece.name, raw, shape),
+            Layout::Transposed => return transposed(&piece.name, &raw, shape),
         };
         Ok(RawTensor {
             stored: raw.stored,
@@ -144,27 +149,40 @@ fn laid_out(layout: Layout, mut shape: Vec<usize>) -> Vec<usize> {
     shape
 }
 
-fn transposed(name: &str, raw: RawTensor, shape: Vec<usize>) -> Result<RawTensor, WeightsError> {
+/// The matrix the other way round; blocks run along rows, so that they are expanded first.
+fn transposed(name: &str, raw: &RawTensor, shape: Vec<usize>) -> Result<RawTensor, WeightsError> {
     let wrong = || WeightsError::Type {
         name: name.to_owned(),
         found: format!("{:?}", raw.stored),
     };
-    let (&[rows, columns], false) = (&raw.shape[..], matches!(raw.stored, StoredType::Ggml(_))) else {
+    let &[rows, columns] = raw.shape.as_slice() else {
         return Err(wrong());
     };
-    let width = raw.bytes.len().checked_div(rows * columns).ok_or_else(wrong)?;
-    let mut bytes = Vec::with_capacity(raw.bytes.len());
+    let expanded: Vec<u8> = match raw.stored {
+        StoredType::Ggml(_) => raw.to_f32(name)?.iter().flat_map(|n| n.to_le_bytes()).collect(),
+        _ => Vec::new(),
+    };
+    let from = if expanded.is_empty() { &raw.bytes } else { &expanded };
+    let width = from.len().checked_div(rows * columns).ok_or_else(wrong)?;
+    let mut bytes = Vec::with_capacity(from.len());
     for column in 0..columns {
         for row in 0..rows {
             let at = (row * columns + column) * width;
-            bytes.extend_from_slice(&raw.bytes[at..at + width]);
+            bytes.extend_from_slice(&from[at..at + width]);
         }
     }
     Ok(RawTensor {
-        stored: raw.stored,
+        stored: transposed_type(raw.stored),
         shape,
         bytes,
     })
+}
+
+fn transposed_type(stored: StoredType) -> StoredType {
+    match stored {
+        StoredType::Ggml(_) => StoredType::F32,
+        other => other,
+    }
 }
 
 #[cfg(test)]

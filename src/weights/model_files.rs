@@ -145,7 +145,8 @@ impl ModelFiles {
             return Err(WeightsError::Unrecognised { path: root, found });
         }
         for needed in [Component::Vae, Component::TextEncoder] {
-            if !parts.contains_key(&needed) && !(needed == Component::Vae && options.vae.is_some()) {
+            let elsewhere = needed == Component::Vae && options.vae.is_some();
+            if !elsewhere && !parts.contains_key(&needed) {
                 return Err(WeightsError::NoPart {
                     place: root,
                     what: format!("the folder `{needed}`"),

@@ -403,7 +403,7 @@ mod tests {
         let file = folder.path().join("dream.safetensors");
         std::fs::write(&file, b"x").unwrap();
         let found = spec(&file.to_string_lossy());
-        assert_eq!((found.name.as_str(), found.place), ("dream", Place::Path(file.clone())));
+        assert_eq!((found.name.as_str(), found.place), ("dream", Place::Path(file)));
         for wrong in [
             "",
             "nothing",

@@ -369,7 +369,7 @@ fn each_damage_is_named() {
     for (what, bytes, expected) in cases {
         match damaged(bytes) {
             Err(error @ WeightsError::Damaged { .. }) => {
-                assert!(error.to_string().contains(expected), "{what}: {error}")
+                assert!(error.to_string().contains(expected), "{what}: {error}");
             }
             other => panic!("{what}: {other:?}"),
         }

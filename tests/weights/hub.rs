@@ -88,7 +88,7 @@ fn only_what_is_needed_is_fetched_into_the_cache_s_layout() {
     let folder = place
         .hub(None, false)
         .model(&model("refs/pr/1"), Precision::Half, &mut |progress| {
-            last = (progress.done, progress.total)
+            last = (progress.done, progress.total);
         })
         .unwrap();
     assert_eq!(

@@ -137,7 +137,8 @@ fn the_tiny_pipelines_as_one_file_hold_the_same_tensors() {
             }
             let (ours, folder) = (files.tensors(component).unwrap(), tensors_of(family, component));
             let (mut a, mut b) = (ours.names(), folder.names());
-            (a.sort_unstable(), b.sort_unstable());
+            a.sort_unstable();
+            b.sort_unstable();
             assert_eq!(a, b, "{family} {component}");
             for name in a {
                 let (one, other) = (ours.read(&name).unwrap(), folder.read(&name).unwrap());

@@ -111,7 +111,7 @@ impl Hub {
                     file: name,
                     done: before + bytes,
                     total,
-                })
+                });
             };
             fetch(&self.remote, info, &blob, &mut tell)?;
             point(&snapshot.join(name), &blob, name)?;

@@ -41,8 +41,8 @@ type Parts = BTreeMap<Param, Tensor>;
 
 impl Change {
     /// Puts a layer's tensors together. `noted_scale` is used where the file has no alpha.
-    pub fn new(parts: Parts, noted_scale: Option<f64>) -> std::result::Result<Self, String> {
-        Self::build(&parts, noted_scale)
+    pub fn new(parts: &Parts, noted_scale: Option<f64>) -> std::result::Result<Self, String> {
+        Self::build(parts, noted_scale)
             .map_err(|error| format!("has tensors that do not fit together: {error}"))?
             .ok_or_else(|| {
                 let names: Vec<String> = parts.keys().map(|param| format!("{param:?}")).collect();
@@ -169,9 +169,9 @@ fn kind_of(parts: &Parts) -> Result<Option<(Kind, Option<usize>)>> {
     if let Some((delta, rank)) = kronecker(parts)? {
         return Ok(Some((Kind::Full(delta), rank)));
     }
-    Ok(get(Param::Diff)
+    get(Param::Diff)
         .map(|diff| flat(diff).map(|delta| (Kind::Full(delta), None)))
-        .transpose()?)
+        .transpose()
 }
 
 fn kronecker(parts: &Parts) -> Result<Option<(Tensor, Option<usize>)>> {

@@ -62,7 +62,7 @@ impl LoraFile {
         }
         let damaged = |reason: String| WeightsError::damaged(self.tensors.path(), reason);
         let scale = self.noted_scale(layer);
-        Change::new(found, scale).map_err(|reason| damaged(format!("layer `{layer}` {reason}")))
+        Change::new(&found, scale).map_err(|reason| damaged(format!("layer `{layer}` {reason}")))
     }
 
     /// The scale that diffusers notes in the header (`lora_adapter_metadata`) where PEFT's alpha is not the rank.

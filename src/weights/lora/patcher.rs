@@ -212,7 +212,7 @@ fn put_on(wanted: &[Wanted], layers: &Layers) -> Result<Applied, LoraError> {
         .names()
         .iter()
         .filter_map(|name| layers.denoiser.get(name))
-        .map(count_of)
+        .map(|slot| count_of(&slot))
         .sum();
     for (slot, shares) in shares.values() {
         patch(slot, shares, wanted, &files, numbers > MERGE_UP_TO)?;
@@ -220,7 +220,7 @@ fn put_on(wanted: &[Wanted], layers: &Layers) -> Result<Applied, LoraError> {
     Ok(applied)
 }
 
-fn count_of(slot: Rc<WeightSlot>) -> usize {
+fn count_of(slot: &Rc<WeightSlot>) -> usize {
     slot.shape().iter().product()
 }
 
