@@ -36,7 +36,7 @@ fn table(component: &str, dtype: DType) -> Rc<LayerTable> {
                 SlotLayout::AsStored
             };
             let weight = raw.to_tensor(&name, dtype, &Device::Cpu).unwrap();
-            table.insert(layer.to_owned(), Rc::new(WeightSlot::dense(&weight, layout).unwrap()));
+            table.insert(layer.to_owned(), Rc::new(WeightSlot::of_dense(&weight, layout).unwrap()));
         }
     }
     Rc::new(table)
@@ -65,7 +65,7 @@ fn made(shapes: &[(&str, &[usize])], quantised: bool) -> Layers {
             } else {
                 SlotLayout::AsStored
             };
-            WeightSlot::dense(&weight, layout).unwrap()
+            WeightSlot::of_dense(&weight, layout).unwrap()
         };
         table.insert((*name).to_owned(), Rc::new(slot));
     }
@@ -78,9 +78,7 @@ fn made(shapes: &[(&str, &[usize])], quantised: bool) -> Layers {
 
 /// What the layer computes with, as `f32` in the file's layout.
 fn held(slot: &WeightSlot) -> Vec<f32> {
-    let Weight::Dense(weight) = slot.current() else {
-        panic!("quantised")
-    };
+    let weight = slot.dense().unwrap().unwrap();
     let weight = if weight.rank() == 4 {
         weight.permute((0, 3, 1, 2)).unwrap()
     } else {
