@@ -5,7 +5,7 @@ use image::RgbImage;
 use sd_worker::domain::event::Step;
 use sd_worker::domain::load::{DeviceChoice, DtypeChoice, LoadOptions, Residency};
 use sd_worker::domain::picture::{InputImage, InputMask, OutputFormat, Size};
-use sd_worker::domain::request::{GenerationRequest, Operation, OperationKind, PromptSyntax, StepCache};
+use sd_worker::domain::request::{GenerationRequest, LoraRef, Operation, OperationKind, PromptSyntax, StepCache};
 use sd_worker::domain::sampling::Sampler;
 use sd_worker::pipeline::{LoadWatch, Pipeline, PipelineError, Watch, load};
 use serde_json::Value;
@@ -53,14 +53,11 @@ fn model_as(name: &str, residency: Residency, dtype: DtypeChoice) -> Box<dyn Pip
         device: DeviceChoice::Cpu,
         dtype,
         residency,
+        lora_dir: Some(path("loras")),
         ..LoadOptions::default()
     };
-    let model = load(&options, &mut Silent).unwrap();
-    if residency == Residency::Sequential {
-        // The text encoders are read again from the files, as for a worker's next job.
-        std::mem::forget(folder);
-    }
-    model
+    // The files stay open, so that encoders can be read again after the folder is gone.
+    load(&options, &mut Silent).unwrap()
 }
 
 fn picture(name: &str) -> RgbImage {
@@ -118,13 +115,23 @@ pub fn request(case: &Value) -> GenerationRequest {
         count: 1,
         sampler: case["sampler"].as_str().unwrap_or("euler").parse().unwrap(),
         schedule: "default".parse().unwrap(),
-        loras: Vec::new(),
+        loras: number("lora")
+            .map(|strength| tiny(strength as f32))
+            .into_iter()
+            .collect(),
         clip_skip: 1,
         eta: 0.0,
         preview_every: 0,
         size_conditioning: None,
         step_cache: StepCache::Off,
         output_format: OutputFormat::Png,
+    }
+}
+
+fn tiny(strength: f32) -> LoraRef {
+    LoraRef {
+        name: "tiny".to_owned(),
+        strength,
     }
 }
 
@@ -195,6 +202,27 @@ fn schnell_paints_as_diffusers_and_a_batch_counts_its_seed_up() {
     }
     let counted: Vec<_> = recorder.steps.iter().map(|step| (step.step, step.total)).collect();
     assert_eq!(counted, [(1, 4), (2, 4), (3, 4), (4, 4)]);
+}
+
+#[test]
+fn a_lora_of_transformer_and_clip_paints_as_diffusers_and_leaves_no_trace() {
+    for residency in [Residency::Keep, Residency::Sequential] {
+        let mut dev = model("dev", residency);
+        let plain = paint(dev.as_mut(), &request(&case("dev_txt2img")));
+        check(dev.as_mut(), &["dev_lora_0.8", "dev_lora_-0.5"]);
+        assert_eq!(paint(dev.as_mut(), &request(&case("dev_txt2img"))), plain);
+        let tagged = GenerationRequest {
+            prompt: "a panda on a blue background<lora:tiny:0.8>".to_owned(),
+            loras: Vec::new(),
+            ..request(&case("dev_lora_0.8"))
+        };
+        close(
+            "a tag",
+            &paint(dev.as_mut(), &tagged)[0],
+            &picture("dev_lora_0.8"),
+            |_, _| true,
+        );
+    }
 }
 
 #[test]
