@@ -60,9 +60,7 @@ fn main() -> std::result::Result<(), Failure> {
     let side = size / 8;
     let noise = |dims: &[usize]| {
         let count: usize = dims.iter().product();
-        let numbers: Vec<f32> = (0..count)
-            .map(|i| ((i * 7919) % 1009) as f32 / 504.0 - 1.0)
-            .collect();
+        let numbers: Vec<f32> = (0..count).map(|i| ((i * 7919) % 1009) as f32 / 504.0 - 1.0).collect();
         Tensor::from_vec(numbers, dims, &Device::Cpu)
     };
     let latents = noise(&[2, side, side, config.in_channels])?;

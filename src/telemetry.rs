@@ -1,5 +1,7 @@
 //! Logs: tracing to standard error, for people or as JSON. Spans carry the worker, the job and the step.
 
+use std::io::IsTerminal;
+
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 
@@ -13,6 +15,7 @@ pub fn start(log: &Log) -> Result<(), ParseError> {
     let filter = EnvFilter::try_new(&log.level)?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     // An error only says that a subscriber is there already.
     let _ = match log.format {

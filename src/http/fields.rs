@@ -68,10 +68,8 @@ impl Fields {
     pub fn integer(&mut self, names: &[&'static str]) -> Result<Option<i64>, FieldError> {
         match self.any(names)? {
             None => Ok(None),
-            Some(value) => match value.as_i64() {
+            Some(value) => match whole(&value) {
                 Some(number) => Ok(Some(number)),
-                // Too large for the type, so too large for any field: its own range is named when it is checked.
-                None if value.as_u64().is_some() => Ok(Some(i64::MAX)),
                 None => Err(self.mistyped(names, &value, "a whole number")),
             },
         }
@@ -130,9 +128,7 @@ impl Fields {
     /// Two whole numbers in a list.
     pub fn pair(&mut self, names: &[&'static str]) -> Result<Option<(i64, i64)>, FieldError> {
         let Some(value) = self.any(names)? else { return Ok(None) };
-        let numbers: Option<Vec<i64>> = value
-            .as_array()
-            .and_then(|items| items.iter().map(Value::as_i64).collect());
+        let numbers: Option<Vec<i64>> = value.as_array().and_then(|items| items.iter().map(whole).collect());
         match numbers.as_deref() {
             Some(&[first, second]) => Ok(Some((first, second))),
             _ => Err(self.mistyped(names, &value, "a list of two whole numbers")),
@@ -192,6 +188,13 @@ impl Fields {
     fn wrong(&self, name: &str, message: String) -> FieldError {
         FieldError::new(format!("{}{name}", self.prefix), message)
     }
+}
+
+/// A whole number, also one written as `512.0`. One that is too large for the type is too large for any field: the
+/// field's own range is named when it is checked.
+fn whole(value: &Value) -> Option<i64> {
+    let float = || value.as_f64().filter(|number| number.fract() == 0.0);
+    value.as_i64().or_else(|| float().map(|number| number as i64))
 }
 
 fn kind(value: &Value) -> &'static str {

@@ -82,7 +82,7 @@ fn open(bytes: &[u8], limits: &Limits) -> Result<DynamicImage, ImageError> {
         Some(ImageFormat::Jpeg) => read(JpegDecoder::new(cursor), limits),
         Some(ImageFormat::WebP) => read(WebPDecoder::new(cursor), limits),
         other => Err(ImageError::Unsupported {
-            found: other.map_or("not a picture's", |f| f.to_mime_type()),
+            found: other.map_or("no picture", |f| f.to_mime_type()),
         }),
     }
 }
@@ -146,7 +146,7 @@ mod tests {
         let error = decode_image(b"GIF89a\x01\x00\x01\x00", &limits)
             .unwrap_err()
             .to_string();
-        assert_eq!(error, "the picture's format is image/gif; send PNG, JPEG or WebP");
+        assert_eq!(error, "the file is image/gif; send a PNG, JPEG or WebP picture");
         assert!(matches!(
             decode_image(b"hello", &limits),
             Err(ImageError::Unsupported { .. })

@@ -20,7 +20,7 @@ pub enum ImageError {
         max: u64,
     },
     /// The file is of a format that is not read here.
-    #[error("the picture's format is {found}; send PNG, JPEG or WebP")]
+    #[error("the file is {found}; send a PNG, JPEG or WebP picture")]
     Unsupported {
         /// What the first bytes say.
         found: &'static str,
