@@ -6,14 +6,14 @@ use candle_core::{DType, Device, Tensor};
 use image::{GrayImage, RgbImage};
 
 use super::denoise::{Denoise, Keep, Predict, StepWatch};
-use super::image_io::{BinaryMask, from_model, paste_back, resize_luma, resize_rgb};
+use super::image_io::{from_model, paste_back};
 use super::latents::LatentShape;
 use super::noise::TorchGenerator;
 use super::preview::Previewer;
-use super::source::{EncodedPicture, masked_pixels, pixels};
+use super::start::{Blank, Source, Start};
 use super::{PipelineError, Watch};
 use crate::domain::event::{Step, Timings};
-use crate::domain::request::{GenerationRequest, Operation};
+use crate::domain::request::GenerationRequest;
 use crate::models::vae::{Tiling, Vae};
 use crate::schedulers::Scheduler;
 
@@ -62,42 +62,6 @@ pub struct Beside<'a> {
     pub masked: &'a [f32],
 }
 
-/// What a job works on besides the noise, the same for each of its pictures.
-struct Source {
-    picture: RgbImage,
-    strength: f32,
-    /// Of img2img, and of inpainting where it needs the whole picture's latents.
-    encoded: Option<EncodedPicture>,
-    mask: Option<Mask>,
-}
-
-struct Mask {
-    picture: GrayImage,
-    pixels: BinaryMask,
-    feather: u32,
-    on_latents: Vec<f32>,
-    /// Of the picture without what the mask covers, for inpainting models.
-    masked: Option<EncodedPicture>,
-}
-
-/// What stands for mask and masked picture when an inpainting model paints without a mask: everything is to be painted,
-/// over grey.
-struct Blank {
-    mask: GrayImage,
-    on_latents: Vec<f32>,
-    masked: Vec<f32>,
-}
-
-impl Blank {
-    fn beside(&self) -> Beside<'_> {
-        Beside {
-            mask: &self.mask,
-            on_latents: &self.on_latents,
-            masked: &self.masked,
-        }
-    }
-}
-
 /// A job that is being painted.
 pub struct Job<'a> {
     /// The model, with the prompts read.
@@ -122,8 +86,11 @@ impl Job<'_> {
             self.painter.vae().config().latent_channels,
         );
         let started = Instant::now();
-        let source = self.source(watch)?;
-        let blank = self.blank(source.as_ref(), watch)?;
+        let source = Source::of(self.painter, self.request, watch)?;
+        let blank = match &source {
+            Some(Source { mask: Some(_), .. }) => None,
+            _ => Blank::of(self.painter, self.request, watch)?,
+        };
         self.timings.vae_encode_s += started.elapsed().as_secs_f64();
         (0..self.request.count)
             .map(|index| self.paint_one(index, shape, source.as_ref(), blank.as_ref(), watch))
@@ -140,12 +107,10 @@ impl Job<'_> {
     ) -> Result<RgbImage, PipelineError> {
         let started = Instant::now();
         let mut scheduler = self.painter.scheduler(self.request)?;
-        if let Some(Source {
-            picture, mask: None, ..
-        }) = source
+        if let Some(source) = source
             && scheduler.timesteps().is_empty()
         {
-            return Ok(picture.clone());
+            return Ok(source.picture.clone());
         }
         let mut noise = TorchGenerator::new(self.request.seed.wrapping_add(u64::from(index)));
         let start = Start::draw(self.painter, source, scheduler.as_ref(), shape, &mut noise);
@@ -202,130 +167,6 @@ impl Job<'_> {
         let picture = picture_of(&decoded.ok_or(PipelineError::Cancelled)?)?;
         self.timings.vae_decode_s += started.elapsed().as_secs_f64();
         Ok(picture)
-    }
-
-    /// Resizes and encodes what the job starts from.
-    fn source(&self, watch: &dyn Watch) -> Result<Option<Source>, PipelineError> {
-        let size = self.request.size;
-        let (picture, mask, strength, feather) = match &self.request.operation {
-            Operation::TextToImage => return Ok(None),
-            Operation::ImageToImage { image, strength } => (image, None, *strength, 0),
-            Operation::Inpaint {
-                image,
-                mask,
-                strength,
-                feather,
-            } => (image, Some(mask), *strength, *feather),
-        };
-        let picture = resize_rgb(&picture.0, size.width, size.height);
-        let mask = mask.map(|mask| resize_luma(&mask.0, size.width, size.height));
-        let inpainting_model = self.painter.is_inpainting_model();
-        let needs_whole = mask.is_none() || !inpainting_model || strength < 1.0;
-        let encoded = if needs_whole {
-            Some(self.encode(&pixels(&picture, self.painter.device())?, watch)?)
-        } else {
-            None
-        };
-        let mask = mask.map(|mask| self.mask(&picture, mask, feather, watch));
-        Ok(Some(Source {
-            picture,
-            strength,
-            encoded,
-            mask: mask.transpose()?,
-        }))
-    }
-
-    fn mask(
-        &self,
-        picture: &RgbImage,
-        mask: GrayImage,
-        feather: u32,
-        watch: &dyn Watch,
-    ) -> Result<Mask, PipelineError> {
-        let pixels = BinaryMask::new(&mask, mask.width(), mask.height());
-        let masked = if self.painter.is_inpainting_model() {
-            let pixels = masked_pixels(picture, &pixels, self.painter.device())?;
-            Some(self.encode(&pixels, watch)?)
-        } else {
-            None
-        };
-        Ok(Mask {
-            on_latents: pixels.latent_values(self.painter.vae().config().pixels_per_latent() as u32),
-            picture: mask,
-            pixels,
-            feather,
-            masked,
-        })
-    }
-
-    /// What an inpainting model is shown when there is no mask. `None` for other models.
-    fn blank(&self, source: Option<&Source>, watch: &dyn Watch) -> Result<Option<Blank>, PipelineError> {
-        let masked = source.is_some_and(|source| source.mask.is_some());
-        if masked || !self.painter.is_inpainting_model() {
-            return Ok(None);
-        }
-        let size = self.request.size;
-        let mask = GrayImage::from_pixel(size.width, size.height, image::Luma([255]));
-        let all = BinaryMask::new(&mask, size.width, size.height);
-        let grey = (1, size.height as usize, size.width as usize, 3);
-        let grey = Tensor::zeros(grey, DType::F32, self.painter.device())?;
-        Ok(Some(Blank {
-            on_latents: all.latent_values(self.painter.vae().config().pixels_per_latent() as u32),
-            mask,
-            masked: self.encode(&grey, watch)?.mean(),
-        }))
-    }
-
-    fn encode(&self, pixels: &Tensor, watch: &dyn Watch) -> Result<EncodedPicture, PipelineError> {
-        EncodedPicture::of(self.painter.vae(), pixels, &|| !watch.cancelled())
-    }
-}
-
-/// What one picture starts from.
-struct Start {
-    latents: Vec<f32>,
-    noise: Vec<f32>,
-    original: Vec<f32>,
-    masked: Option<Vec<f32>>,
-}
-
-impl Start {
-    /// Draws in diffusers' order: the picture's latents, the start noise, the masked picture's latents.
-    fn draw(
-        painter: &dyn Painter,
-        source: Option<&Source>,
-        scheduler: &dyn Scheduler,
-        shape: LatentShape,
-        generator: &mut TorchGenerator,
-    ) -> Self {
-        let encoded = source.and_then(|source| source.encoded.as_ref());
-        let drawn = encoded.is_some() || (source.is_some() && painter.draws_unused_latents());
-        let of_picture = drawn.then(|| generator.randn(shape.len()));
-        let original = encoded
-            .zip(of_picture)
-            .map_or_else(Vec::new, |(encoded, noise)| encoded.sample(&noise));
-        let noise = generator.randn(shape.len());
-        let mask = source.and_then(|source| source.mask.as_ref());
-        // A plain model makes nothing of the masked picture, but diffusers draws for it all the same.
-        let masked = mask.and_then(|mask| {
-            let drawn = generator.randn(shape.len());
-            mask.masked.as_ref().map(|masked| masked.sample(&drawn))
-        });
-        let pure = match source {
-            None => true,
-            Some(source) => source.mask.is_some() && source.strength >= 1.0,
-        };
-        let latents = if pure {
-            noise.iter().map(|value| value * scheduler.init_noise_sigma()).collect()
-        } else {
-            scheduler.add_noise(&original, &noise, 0)
-        };
-        Self {
-            latents,
-            noise,
-            original,
-            masked,
-        }
     }
 }
 

@@ -28,6 +28,7 @@ pub mod parameters;
 pub mod preview;
 mod source;
 pub mod stable_diffusion;
+mod start;
 mod tags;
 pub mod text;
 

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use serde_json::Value;
 
 use super::encoder::{TextEncoder, TextEncoders, UsualLayer};
+use crate::domain::load::Residency;
 use crate::domain::model::Family;
 use crate::domain::sampling::{Sampler, Schedule};
 use crate::models::clip::ClipConfig;
@@ -56,7 +57,10 @@ impl Parts {
             encoders.push(encoder(files, Component::TextEncoder2)?);
         }
         let mut encoders = TextEncoders::new(encoders, device.clone(), dtype);
-        encoders.load()?;
+        // Those that leave again are read when a prompt needs them.
+        if compute.residency != Residency::Sequential {
+            encoders.load()?;
+        }
 
         watch.progress("denoiser", 0.0);
         let weights = Weights::new(files.tensors(Component::Unet)?, device.clone(), dtype);
