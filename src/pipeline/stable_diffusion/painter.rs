@@ -104,7 +104,7 @@ impl Predict for UNetPredict<'_> {
 }
 
 /// The relative change of the first block below which `step_cache: auto` reuses the deep levels.
-const AUTO_THRESHOLD: f64 = 0.1;
+const AUTO_THRESHOLD: f64 = 0.3;
 
 fn cache_of(choice: StepCache) -> Option<FeatureCache> {
     match choice {
