@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from data import SUBJECTS, Scenes
 from encode import load_vae
+from fused import fuse
 from text import load_tokenizer
 from unet import SCHEDULE, load_text
 
@@ -68,6 +69,8 @@ def main():
     p.add_argument("--seed", type=int, default=4)
     p.add_argument("--rank", type=int, default=6)
     p.add_argument("--batch", type=int, default=16)
+    p.add_argument("--lr", type=float, default=4e-3)
+    p.add_argument("--fused", action="store_true")
     a = p.parse_args()
     torch.manual_seed(a.seed)
     r = random.Random(a.seed)
@@ -78,15 +81,17 @@ def main():
     unet = UNet2DConditionModel.from_pretrained(a.model, subfolder="unet", torch_dtype=torch.float32).requires_grad_(False)
     unet.set_attn_processor(AttnProcessor())
     unet.add_adapter(LoraConfig(r=a.rank, lora_alpha=a.rank, init_lora_weights=True, target_modules=LAYERS))
+    if a.fused:
+        fuse(unet)
     params = [v for v in unet.parameters() if v.requires_grad]
-    opt = torch.optim.AdamW(params, lr=2e-3, weight_decay=0)
+    opt = torch.optim.AdamW(params, lr=a.lr, weight_decay=0)
     noise_at = DDPMScheduler(**SCHEDULE)
     half = (noise_at.alphas_cumprod / (1 - noise_at.alphas_cumprod)).pow(-0.25)
     weight = half / (half.square().sum() / half.sum())
     start, step, mean = time.time(), 0, None
     while (spent := time.time() - start) < a.minutes * 60:
         for g in opt.param_groups:
-            g["lr"] = 2e-3 * min(1, (step + 1) / 20) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * spent / a.minutes / 60)))
+            g["lr"] = a.lr * min(1, (step + 1) / 20) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * spent / a.minutes / 60)))
         rows = [r.randrange(len(texts)) for _ in range(a.batch)]
         x = latents[rows] * scale
         ids = torch.tensor([e.ids for e in tok.encode_batch(["" if r.random() < 0.1 else texts[i] for i in rows])])
