@@ -33,9 +33,19 @@ struct Report {
     text_encode_s: f64,
     /// One denoising step, with guidance where the model is guided: the median.
     step_s: f64,
+    /// Steps that the step cache spared: how many, and the median of one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reused: Option<Reused>,
     vae_decode_s: f64,
     vae_encode_s: f64,
     peak_rss_mb: Option<u64>,
+}
+
+/// What the step cache spares.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+struct Reused {
+    steps: u32,
+    step_s: f64,
 }
 
 /// Loads, warms up with one step, measures and prints.
@@ -73,9 +83,15 @@ fn measure(args: &BenchArgs, options: &LoadOptions) -> Result<Report, Box<dyn Er
     let load_s = begun.elapsed().as_secs_f64();
 
     let mut first = StepTimes::default();
-    let warm_up = paint(pipeline.as_mut(), args.size, 1, &mut first)?;
+    let warm_up = paint(pipeline.as_mut(), args.size, (1, StepCache::Off), &mut first)?;
     let mut times = StepTimes::default();
-    let timings = paint(pipeline.as_mut(), args.size, args.steps, &mut times)?;
+    let timings = paint(
+        pipeline.as_mut(),
+        args.size,
+        (args.steps, options.step_cache),
+        &mut times,
+    )?;
+    let (full, reused) = split(times.seconds, timings.steps_reused);
     let info = pipeline.info();
     Ok(Report {
         shape,
@@ -86,7 +102,8 @@ fn measure(args: &BenchArgs, options: &LoadOptions) -> Result<Report, Box<dyn Er
         load_s: rounded(load_s),
         // The second run finds its prompts remembered.
         text_encode_s: rounded(warm_up.text_encode_s),
-        step_s: rounded(median(times.seconds)),
+        step_s: rounded(full),
+        reused,
         vae_decode_s: rounded(timings.vae_decode_s),
         vae_encode_s: rounded(timings.vae_encode_s),
         peak_rss_mb: peak_rss_mb(),
@@ -94,7 +111,12 @@ fn measure(args: &BenchArgs, options: &LoadOptions) -> Result<Report, Box<dyn Er
 }
 
 /// Paints over a picture at full strength: every part of the model runs.
-fn paint(pipeline: &mut dyn Pipeline, side: u32, steps: u32, watch: &mut StepTimes) -> Result<Timings, PipelineError> {
+fn paint(
+    pipeline: &mut dyn Pipeline,
+    side: u32,
+    (steps, step_cache): (u32, StepCache),
+    watch: &mut StepTimes,
+) -> Result<Timings, PipelineError> {
     let size = Size {
         width: side,
         height: side,
@@ -123,10 +145,21 @@ fn paint(pipeline: &mut dyn Pipeline, side: u32, steps: u32, watch: &mut StepTim
         eta: 0.0,
         preview_every: 0,
         size_conditioning: None,
-        step_cache: StepCache::Off,
+        step_cache,
         output_format: OutputFormat::Png,
     };
     Ok(pipeline.generate(&request, watch)?.timings)
+}
+
+/// The median of the full steps, and that of the `reused` ones, which are the quickest.
+fn split(mut seconds: Vec<f64>, reused: u32) -> (f64, Option<Reused>) {
+    seconds.sort_by(f64::total_cmp);
+    let full = seconds.split_off(seconds.len().min(reused as usize));
+    let reused = (!seconds.is_empty()).then(|| Reused {
+        steps: reused,
+        step_s: rounded(median(seconds)),
+    });
+    (median(full), reused)
 }
 
 /// Times each step from the question before it to its end.
@@ -217,6 +250,9 @@ fn print_table(report: &Report) {
     println!("  load          {:>9.3} s", report.load_s);
     println!("  text encoders {:>9.3} s", report.text_encode_s);
     println!("  step          {:>9.3} s", report.step_s);
+    if let Some(Reused { steps, step_s }) = report.reused {
+        println!("  reused step   {step_s:>9.3} s, {steps} times");
+    }
     println!("  VAE decode    {:>9.3} s", report.vae_decode_s);
     println!("  VAE encode    {:>9.3} s", report.vae_encode_s);
     if let Some(mb) = report.peak_rss_mb {
@@ -232,6 +268,20 @@ mod tests {
     fn the_median_stands_in_the_middle() {
         assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), 2.5);
+    }
+
+    #[test]
+    fn reused_steps_are_timed_apart() {
+        assert_eq!(split(vec![2.0, 1.0, 3.0], 0), (2.0, None));
+        let (full, reused) = split(vec![2.0, 0.5, 4.0, 0.25, 3.0], 2);
+        assert_eq!(full, 3.0);
+        assert_eq!(
+            reused,
+            Some(Reused {
+                steps: 2,
+                step_s: 0.375
+            })
+        );
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub struct Numbered {
     pub event: JobEvent,
 }
 
-/// Wall-clock seconds spent in each part of a job.
+/// Wall-clock seconds spent in each part of a job, and the steps that the step cache spared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Timings {
     /// Waiting in the queue.
@@ -78,6 +78,9 @@ pub struct Timings {
     pub vae_decode_s: f64,
     /// Start of the run to its end.
     pub total_s: f64,
+    /// Calls of the denoiser that used deep features of earlier ones again, over all pictures: one a step, two with
+    /// samplers that call it twice.
+    pub steps_reused: u32,
 }
 
 /// A finished job's result.

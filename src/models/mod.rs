@@ -6,9 +6,11 @@ mod config;
 mod error;
 pub mod flux;
 mod resnet;
+mod reuse;
 pub mod t5;
 pub mod taesd;
 pub mod unet;
 pub mod vae;
 
 pub use error::ModelError;
+pub use reuse::{Drift, Plan};

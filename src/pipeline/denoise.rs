@@ -21,6 +21,9 @@ pub trait Predict {
     /// # Errors
     /// The device refused, or numbers are not finite.
     fn predict(&mut self, call: Call<'_>, latents: &[f32]) -> Result<Vec<f32>, PipelineError>;
+
+    /// Predictions so far for which deep features of earlier ones were used again.
+    fn reused(&self) -> u32;
 }
 
 /// What stays the same over the steps of one picture.

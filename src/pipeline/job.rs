@@ -143,6 +143,7 @@ impl Job<'_> {
         };
         denoise.run(scheduler.as_mut(), &mut latents, &mut noise, &mut reporter)?;
         self.timings.denoise_s += started.elapsed().as_secs_f64();
+        self.timings.steps_reused += denoiser.reused();
         let painted = self.decode(&latents, shape, watch)?;
         Ok(match source {
             Some(Source {

@@ -29,6 +29,7 @@ pub mod preview;
 mod source;
 pub mod stable_diffusion;
 mod start;
+mod step_cache;
 mod tags;
 pub mod text;
 

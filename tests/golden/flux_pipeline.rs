@@ -42,7 +42,8 @@ impl Watch for Recorder {
     }
 }
 
-fn model(name: &str, residency: Residency) -> Box<dyn Pipeline> {
+/// Loads a tiny model.
+pub fn model(name: &str, residency: Residency) -> Box<dyn Pipeline> {
     model_as(name, residency, DtypeChoice::F32)
 }
 
@@ -70,6 +71,7 @@ fn mask() -> InputMask {
     InputMask(image::open(path("pictures/mask_64x48.png")).unwrap().into_luma8())
 }
 
+/// A case by its name.
 pub fn case(name: &str) -> Value {
     let cases = json("pictures/cases.json");
     cases
@@ -81,6 +83,7 @@ pub fn case(name: &str) -> Value {
         .clone()
 }
 
+/// The request of a case.
 pub fn request(case: &Value) -> GenerationRequest {
     let number = |name: &str| case[name].as_f64();
     let image = || InputImage(picture("input_64x48"));
@@ -378,34 +381,4 @@ fn weights_and_changes_in_the_prompt_change_the_picture() {
         let found = &paint(dev.as_mut(), &with(prompt))[0];
         assert_ne!(found, &plain, "{prompt}");
     }
-}
-
-#[test]
-fn the_step_cache_stays_near_and_off_is_exact() {
-    let mut dev = model("dev", Residency::Keep);
-    let plain = GenerationRequest {
-        steps: 12,
-        ..request(&case("dev_txt2img"))
-    };
-    let full = &paint(dev.as_mut(), &plain)[0];
-    let distance = |cache| {
-        let found = &paint(
-            dev.as_mut(),
-            &GenerationRequest {
-                step_cache: cache,
-                ..plain.clone()
-            },
-        )[0];
-        let sum: u64 = found
-            .as_raw()
-            .iter()
-            .zip(full.as_raw())
-            .map(|(a, b)| u64::from(a.abs_diff(*b)))
-            .sum();
-        sum as f64 / full.as_raw().len() as f64
-    };
-    let mut distance = distance;
-    assert_eq!(distance(StepCache::Threshold(1e-6)), 0.0);
-    let near = distance(StepCache::Threshold(1.0));
-    assert!(near > 0.0 && near < 12.0, "{near}");
 }

@@ -9,7 +9,8 @@ use sd_worker::pipeline::Pipeline;
 
 use crate::painting::{cases, decoded, difference, fixtures, model, paint, request};
 
-const TOLERANCE: u8 = 2;
+/// Largest difference, of 255.
+pub const TOLERANCE: u8 = 2;
 
 fn check(family: &str) {
     let mut models: HashMap<String, Box<dyn Pipeline>> = HashMap::new();

@@ -1,7 +1,5 @@
 //! The levels of a UNet: down, middle, up.
 
-use std::ops::Range;
-
 use candle_core::{Result, Tensor};
 
 use super::super::resnet::{Resnet, ResnetShape};
@@ -117,25 +115,18 @@ impl Down {
         })
     }
 
-    /// The first of its stages alone; `None` if it has none.
-    pub fn first(&self, x: &Tensor, context: Context<'_>) -> Result<Option<Tensor>> {
-        self.stages.first().map(|stage| stage.forward(x, context)).transpose()
+    /// Runs the first `count` residual blocks and leaves each of their states in `skips`.
+    pub fn begin(&self, mut x: Tensor, count: usize, context: Context<'_>, skips: &mut Vec<Tensor>) -> Result<Tensor> {
+        for stage in self.stages.iter().take(count) {
+            x = stage.forward(&x, context)?;
+            skips.push(x.clone());
+        }
+        Ok(x)
     }
 
-    /// Leaves each of its states in `skips`.
-    pub fn forward(&self, x: Tensor, context: Context<'_>, skips: &mut Vec<Tensor>) -> Result<Tensor> {
-        self.forward_from(0, x, context, skips)
-    }
-
-    /// As [`Down::forward`], from the stage `begin` on, which `x` has reached.
-    pub fn forward_from(
-        &self,
-        begin: usize,
-        mut x: Tensor,
-        context: Context<'_>,
-        skips: &mut Vec<Tensor>,
-    ) -> Result<Tensor> {
-        for stage in self.stages.iter().skip(begin) {
+    /// Runs all that comes after the first `begun` residual blocks and leaves each of its states in `skips`.
+    pub fn rest(&self, mut x: Tensor, begun: usize, context: Context<'_>, skips: &mut Vec<Tensor>) -> Result<Tensor> {
+        for stage in self.stages.iter().skip(begun) {
             x = stage.forward(&x, context)?;
             skips.push(x.clone());
         }
@@ -212,35 +203,26 @@ impl Up {
         })
     }
 
-    /// How many stages there are.
-    pub fn stages(&self) -> usize {
+    /// Takes its states from `skips`, and the size to go up to from the next one there.
+    pub fn forward(&self, x: Tensor, context: Context<'_>, skips: &mut Vec<Tensor>) -> Result<Tensor> {
+        self.end(x, self.len(), context, skips)
+    }
+
+    /// Its residual blocks.
+    pub fn len(&self) -> usize {
         self.stages.len()
     }
 
-    /// Takes its states from `skips`, and the size to go up to from the next one there.
-    pub fn forward(&self, x: Tensor, context: Context<'_>, skips: &mut Vec<Tensor>) -> Result<Tensor> {
-        let x = self.forward_stages(0..self.stages.len(), x, context, skips)?;
-        self.go_up(x, skips)
+    /// As [`Up::forward`], of all but the last `left` residual blocks and what follows them.
+    pub fn begin(&self, x: Tensor, left: usize, context: Context<'_>, skips: &mut Vec<Tensor>) -> Result<Tensor> {
+        let count = self.stages.len().saturating_sub(left);
+        Self::run(&self.stages[..count], x, context, skips)
     }
 
-    /// Some of its stages, without the way up to the next level.
-    pub fn forward_stages(
-        &self,
-        range: Range<usize>,
-        mut x: Tensor,
-        context: Context<'_>,
-        skips: &mut Vec<Tensor>,
-    ) -> Result<Tensor> {
-        for stage in &self.stages[range] {
-            let Some(skip) = skips.pop() else {
-                candle_core::bail!("the way up is longer than the way down")
-            };
-            x = stage.forward(&concat(&x, &skip)?, context)?;
-        }
-        Ok(x)
-    }
-
-    fn go_up(&self, x: Tensor, skips: &[Tensor]) -> Result<Tensor> {
+    /// As [`Up::forward`], of the last `left` residual blocks and what follows them.
+    pub fn end(&self, x: Tensor, left: usize, context: Context<'_>, skips: &mut Vec<Tensor>) -> Result<Tensor> {
+        let count = self.stages.len().saturating_sub(left);
+        let x = Self::run(&self.stages[count..], x, context, skips)?;
         let Some(upsample) = &self.upsample else { return Ok(x) };
         let (_, height, width, _) = match skips.last() {
             Some(next) => next.dims4()?,
@@ -250,5 +232,15 @@ impl Up {
             return upsample.forward_doubled(&x);
         }
         upsample.forward(&upsample_nearest(&x, height, width)?)
+    }
+
+    fn run(stages: &[Stage], mut x: Tensor, context: Context<'_>, skips: &mut Vec<Tensor>) -> Result<Tensor> {
+        for stage in stages {
+            let Some(skip) = skips.pop() else {
+                candle_core::bail!("the way up is longer than the way down")
+            };
+            x = stage.forward(&concat(&x, &skip)?, context)?;
+        }
+        Ok(x)
     }
 }

@@ -3,11 +3,11 @@
 mod attention;
 mod blocks;
 mod config;
+mod deep_cache;
 mod fields;
 mod model;
-mod reuse;
 mod transformer;
 
 pub use config::UNetConfig;
+pub use deep_cache::DeepCache;
 pub use model::{Added, Prompt, UNet};
-pub use reuse::FeatureCache;

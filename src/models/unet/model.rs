@@ -6,12 +6,13 @@ use super::super::ModelError;
 use super::attention::PromptReaders;
 use super::blocks::{Context, Down, Middle, Parts, Up};
 use super::config::UNetConfig;
-use super::reuse::FeatureCache;
+use super::deep_cache::DeepCache;
 use crate::ops::{Activation, Bias, Conv2d, ConvShape, GroupNorm, Linear, Padding, TimestepEmbedding, silu};
 use crate::weights::{LoadResult, Weights};
 
-/// Stages of the last level up that always run: those that read what the input and the first stage down left.
-const OUTER: usize = 2;
+/// Residual blocks of the way down that tell a [`DeepCache`] how far the picture has moved; they and their counterparts on
+/// the way up are computed at each step.
+const SHALLOW: usize = 1;
 
 /// What a UNet makes of a prompt once, for all steps of a job. Made anew when a LoRA changes the UNet's weights.
 #[derive(Clone, Debug)]
@@ -159,7 +160,23 @@ impl UNet {
     /// # Errors
     /// The shapes do not fit, something that the model needs is not given, or the device refused.
     pub fn forward(&self, x: &Tensor, t: f32, prompt: &Prompt, added: &Added) -> Result<Tensor> {
-        self.forward_shown(x, t, prompt, added, &mut |_, _| ())
+        self.run(x, t, prompt, added, None, &mut |_, _| ())
+    }
+
+    /// As [`UNet::forward`]; with a `cache`, what lies below the highest resolution is left out where the first residual
+    /// blocks say that it would hardly differ from the last evaluation.
+    ///
+    /// # Errors
+    /// As [`UNet::forward`].
+    pub fn forward_cached(
+        &self,
+        x: &Tensor,
+        t: f32,
+        prompt: &Prompt,
+        added: &Added,
+        cache: Option<&mut DeepCache>,
+    ) -> Result<Tensor> {
+        self.run(x, t, prompt, added, cache, &mut |_, _| ())
     }
 
     /// As [`UNet::forward`]; `show` is given each block's output with its diffusers name, such as `down_blocks.0`, to
@@ -175,60 +192,58 @@ impl UNet {
         added: &Added,
         show: &mut dyn FnMut(&str, &Tensor),
     ) -> Result<Tensor> {
-        let time = silu(&self.embed_time(t, added)?)?;
-        let context = Context { time: &time, prompt };
-        let x = self.enter(x)?;
-        show("conv_in", &x);
-        let x = self.through(x, context, show)?;
-        self.leave(&x)
+        self.run(x, t, prompt, added, None, show)
     }
 
-    /// As [`UNet::forward`], but the deep levels are left out where what they gave last, which `cache` remembers, is still
-    /// good.
-    ///
-    /// # Errors
-    /// As [`UNet::forward`].
-    pub fn forward_reusing(
+    fn run(
         &self,
         x: &Tensor,
         t: f32,
         prompt: &Prompt,
         added: &Added,
-        cache: &mut FeatureCache,
+        cache: Option<&mut DeepCache>,
+        show: &mut dyn FnMut(&str, &Tensor),
     ) -> Result<Tensor> {
         let time = silu(&self.embed_time(t, added)?)?;
         let context = Context { time: &time, prompt };
-        let x = self.enter(x)?;
-        let x = match (self.down.split_first(), self.up.split_last()) {
-            (Some(down), Some((last, up))) if last.stages() >= OUTER => {
-                self.through_with(cache, x, context, down, (last, up))?
-            }
-            _ => self.through(x, context, &mut |_, _| ())?,
-        };
-        self.leave(&x)
-    }
-
-    fn enter(&self, x: &Tensor) -> Result<Tensor> {
-        let x = x.to_dtype(self.dtype)?;
         let x = if self.config.center_input {
             x.affine(2.0, -1.0)?
         } else {
-            x
+            x.clone()
         };
-        self.conv_in.forward(&x)
-    }
-
-    fn leave(&self, x: &Tensor) -> Result<Tensor> {
+        let (Some(first), Some(last)) = (self.down.first(), self.up.last()) else {
+            candle_core::bail!("a model needs a level at least")
+        };
+        let x = self.conv_in.forward(&x.to_dtype(self.dtype)?)?;
+        show("conv_in", &x);
+        let mut skips = vec![x.clone()];
+        let shallow = SHALLOW.min(last.len().saturating_sub(1));
+        let x = first.begin(x, shallow, context, &mut skips)?;
+        let left = skips.len();
+        let x = match cache {
+            None => self.below(x, left, context, &mut skips, show)?,
+            Some(cache) => cache.recall_or(&x, || self.below(x.clone(), left, context, &mut skips, show))?,
+        };
+        let x = last.end(x, left, context, &mut skips)?;
+        show(&format!("up_blocks.{}", self.up.len() - 1), &x);
         self.conv_out
-            .forward(&self.norm_out.forward_silu(x)?)?
+            .forward(&self.norm_out.forward_silu(&x)?)?
             .to_dtype(DType::F32)
     }
 
-    /// Down, through the middle, and up.
-    fn through(&self, mut x: Tensor, context: Context<'_>, show: &mut dyn FnMut(&str, &Tensor)) -> Result<Tensor> {
-        let mut skips = vec![x.clone()];
+    /// What comes up to the last `left` residual blocks from below, for what the first ones gave (`x`). Leaves the states
+    /// of the first ones in `skips`.
+    fn below(
+        &self,
+        mut x: Tensor,
+        left: usize,
+        context: Context<'_>,
+        skips: &mut Vec<Tensor>,
+        show: &mut dyn FnMut(&str, &Tensor),
+    ) -> Result<Tensor> {
         for (i, block) in self.down.iter().enumerate() {
-            x = block.forward(x, context, &mut skips)?;
+            let begun = if i == 0 { left - 1 } else { 0 };
+            x = block.rest(x, begun, context, skips)?;
             show(&format!("down_blocks.{i}"), &x);
         }
         if let Some(middle) = &self.middle {
@@ -236,42 +251,13 @@ impl UNet {
             show("mid_block", &x);
         }
         for (i, block) in self.up.iter().enumerate() {
-            x = block.forward(x, context, &mut skips)?;
+            if i + 1 == self.up.len() {
+                return block.begin(x, left, context, skips);
+            }
+            x = block.forward(x, context, skips)?;
             show(&format!("up_blocks.{i}"), &x);
         }
         Ok(x)
-    }
-
-    /// As [`UNet::through`], but all between the first stage down and the last two stages up may come from memory.
-    fn through_with(
-        &self,
-        cache: &mut FeatureCache,
-        x: Tensor,
-        context: Context<'_>,
-        (first, down): (&Down, &[Down]),
-        (last, up): (&Up, &[Up]),
-    ) -> Result<Tensor> {
-        let Some(start) = first.first(&x, context)? else {
-            return self.through(x, context, &mut |_, _| ());
-        };
-        let outer = last.stages() - OUTER..last.stages();
-        let mut skips = vec![x.clone(), start.clone()];
-        if let Some(deep) = cache.recall(&x, &start)? {
-            return last.forward_stages(outer, deep, context, &mut skips);
-        }
-        let mut x = first.forward_from(1, start, context, &mut skips)?;
-        for block in down {
-            x = block.forward(x, context, &mut skips)?;
-        }
-        if let Some(middle) = &self.middle {
-            x = middle.forward(&x, context)?;
-        }
-        for block in up {
-            x = block.forward(x, context, &mut skips)?;
-        }
-        let deep = last.forward_stages(0..outer.start, x, context, &mut skips)?;
-        cache.store(&deep);
-        last.forward_stages(outer, deep, context, &mut skips)
     }
 
     /// `(B | 1, time_width)`.

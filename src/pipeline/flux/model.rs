@@ -18,6 +18,7 @@ use crate::pipeline::guidance::Guidance;
 use crate::pipeline::latents::LatentShape;
 use crate::pipeline::load::{Facts, every_operation};
 use crate::pipeline::preview::{LatentColours, Previewer};
+use crate::pipeline::step_cache::{AUTO_FLUX, Reuse, threshold};
 use crate::pipeline::text::TextError;
 use crate::pipeline::{Compute, LoadWatch, PartsError, PipelineError};
 use crate::schedulers::{self, Scheduler, SchedulerConfig, decimal};
@@ -30,8 +31,6 @@ const DEV_TOKENS: usize = 512;
 const SCHNELL_TOKENS: usize = 256;
 /// Steps and guidance that FLUX.1-Fill is used with.
 const FILL_USUAL: (u32, f32) = (50, 30.0);
-/// The relative change of the first block below which `step_cache: auto` reuses the others.
-const AUTO_THRESHOLD: f64 = 0.1;
 
 /// The parts of a loaded model.
 pub struct FluxParts {
@@ -177,18 +176,14 @@ impl FluxParts {
             guidance: request.guidance_scale,
             beside: beside.transpose()?,
             caches: caches(request.step_cache),
+            reuse: Reuse::default(),
         })
     }
 }
 
 /// Memories of the blocks, for the prompt and for the negative one.
 fn caches(choice: StepCache) -> Option<[BlockCache; 2]> {
-    let threshold = match choice {
-        StepCache::Off => return None,
-        StepCache::Auto => AUTO_THRESHOLD,
-        StepCache::Threshold(threshold) => f64::from(threshold),
-    };
-    Some([BlockCache::new(threshold), BlockCache::new(threshold)])
+    threshold(choice, AUTO_FLUX).map(|threshold| [BlockCache::new(threshold), BlockCache::new(threshold)])
 }
 
 /// Guidance by a second evaluation with the negative prompt.

@@ -4,11 +4,13 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use super::latents::Grid;
 use super::text::{Conditioning, Script};
+use crate::models::Plan;
 use crate::models::flux::{BlockCache, FluxInput, FluxTransformer, positions, rope_table};
 use crate::ops::RopeTable;
 use crate::pipeline::PipelineError;
 use crate::pipeline::denoise::{Call, Predict};
 use crate::pipeline::guidance::Guidance;
+use crate::pipeline::step_cache::Reuse;
 
 /// What stays the same over the steps of one picture.
 pub(super) struct Velocity<'a> {
@@ -28,6 +30,7 @@ pub(super) struct Velocity<'a> {
     pub positions: RopeTable,
     /// Memory of the blocks, for the prompt and for the negative one.
     pub caches: Option<[BlockCache; 2]>,
+    pub reuse: Reuse,
 }
 
 /// Both prompts over a run.
@@ -48,17 +51,33 @@ impl Predict for Velocity<'_> {
     fn predict(&mut self, call: Call<'_>, planes: &[f32]) -> std::result::Result<Vec<f32>, PipelineError> {
         let packed = self.input(planes)?;
         let (scripts, timestep) = (self.scripts, call.scheduler.timesteps()[call.number]);
-        let mut wanted = self.evaluate(&packed, timestep, at(&scripts.prompt, call.done), 0)?;
         let guided = self.true_cfg.at(call.done, call.scheduler.steps());
-        if let Some(negative) = scripts.negative.as_ref().filter(|_| guided) {
-            let unwanted = self.evaluate(&packed, timestep, at(negative, call.done), 1)?;
+        let prompt = place(&scripts.prompt, call.done);
+        let negative = scripts.negative.as_ref().filter(|_| guided);
+        let negative = negative.map(|script| (script, place(script, call.done)));
+        if let Some([of_prompt, _]) = &mut self.caches {
+            of_prompt.plan(self.reuse.plan(call, (prompt, negative.map(|(_, place)| place))));
+        }
+        let mut wanted = self.evaluate(&packed, timestep, scripts.prompt.get(prompt), 0)?;
+        if let Some((script, place)) = negative {
+            // Both halves of guidance are computed alike: a difference of a new and an old one would be amplified.
+            if let Some([of_prompt, of_negative]) = &mut self.caches {
+                of_negative.plan(if of_prompt.reused() { Plan::Follow } else { Plan::Full });
+            }
+            let unwanted = self.evaluate(&packed, timestep, script.get(place), 1)?;
             self.true_cfg.apply(&unwanted, &mut wanted);
         }
+        let reused = self.caches.as_ref().is_some_and(|[of_prompt, _]| of_prompt.reused());
+        self.reuse.count(reused);
         if wanted.iter().all(|value| value.is_finite()) {
             Ok(wanted)
         } else {
             Err(PipelineError::NotFinite { part: "denoiser" })
         }
+    }
+
+    fn reused(&self) -> u32 {
+        self.reuse.counted()
     }
 }
 
@@ -77,10 +96,10 @@ impl Velocity<'_> {
         &mut self,
         packed: &Tensor,
         timestep: f32,
-        conditioning: Option<&Conditioning>,
+        told: Option<&(usize, Conditioning)>,
         side: usize,
     ) -> Result<Vec<f32>> {
-        let Some(Conditioning { text, pooled, .. }) = conditioning else {
+        let Some((_, Conditioning { text, pooled, .. })) = told else {
             candle_core::bail!("a prompt has no text");
         };
         let input = FluxInput {
@@ -102,12 +121,7 @@ impl Velocity<'_> {
     }
 }
 
-/// What a script says at a step.
-fn at(script: &Script, step: usize) -> Option<&Conditioning> {
-    let current = script
-        .iter()
-        .rev()
-        .find(|(from, _)| *from <= step)
-        .or_else(|| script.first());
-    current.map(|(_, conditioning)| conditioning)
+/// The place in a script of what it says at a step.
+fn place(script: &Script, step: usize) -> usize {
+    script.iter().rposition(|(from, _)| *from <= step).unwrap_or(0)
 }

@@ -4,14 +4,15 @@ use candle_core::{DType, Device};
 
 use super::model::Parts;
 use super::prompts::{Prepared, Prompts, Reading, guidance_embedding};
-use crate::domain::request::{GenerationRequest, Operation, SizeConditioning, StepCache};
-use crate::models::unet::FeatureCache;
+use crate::domain::request::{GenerationRequest, Operation, SizeConditioning};
+use crate::models::unet::DeepCache;
 use crate::models::vae::Vae;
 use crate::pipeline::PipelineError;
 use crate::pipeline::denoise::{Call, Predict};
 use crate::pipeline::guidance::Guidance;
 use crate::pipeline::job::{Beside, Painter};
 use crate::pipeline::latents::{LatentShape, to_planes};
+use crate::pipeline::step_cache::{AUTO_UNET, Reuse, threshold};
 use crate::schedulers::{self, Scheduler, decimal};
 
 /// A loaded model with the prompts of one job.
@@ -59,7 +60,8 @@ impl Painter for Prompted<'_> {
             guidance: guidance_of(self.parts, request),
             shape,
             beside: beside.map_or_else(Vec::new, |beside| [beside.on_latents, beside.masked].concat()),
-            cache: cache_of(request.step_cache),
+            cache: threshold(request.step_cache, AUTO_UNET).map(DeepCache::new),
+            reuse: Reuse::default(),
         }))
     }
 }
@@ -72,7 +74,9 @@ struct UNetPredict<'a> {
     shape: LatentShape,
     /// Channels beside the latents in the UNet's input, `(C', H, W)`: mask and masked picture of an inpainting model.
     beside: Vec<f32>,
-    cache: Option<FeatureCache>,
+    /// Deep features of earlier steps, where they may be used again.
+    cache: Option<DeepCache>,
+    reuse: Reuse,
 }
 
 impl Predict for UNetPredict<'_> {
@@ -83,13 +87,14 @@ impl Predict for UNetPredict<'_> {
         input.extend_from_slice(&self.beside);
         let input = self.shape.to_device(&input, &self.parts.compute.device, DType::F32)?;
         let input = if guided { input.repeat((2, 1, 1, 1))? } else { input };
+        if let Some(cache) = &mut self.cache {
+            cache.plan(self.reuse.plan(call, self.prompts.told(call.done, guided)));
+        }
         let (prompt, added) = self.prompts.at(call.done, guided)?;
         let timestep = call.scheduler.timesteps()[call.number];
         let unet = &self.parts.unet;
-        let output = match &mut self.cache {
-            Some(cache) => unet.forward_reusing(&input, timestep, prompt, added, cache)?,
-            None => unet.forward(&input, timestep, prompt, added)?,
-        };
+        let output = unet.forward_cached(&input, timestep, prompt, added, self.cache.as_mut())?;
+        self.reuse.count(self.cache.as_ref().is_some_and(DeepCache::reused));
         let mut wanted = to_planes(&output.narrow(0, usize::from(guided), 1)?)?;
         if guided {
             let negative = to_planes(&output.narrow(0, 0, 1)?)?;
@@ -101,16 +106,9 @@ impl Predict for UNetPredict<'_> {
             Err(PipelineError::NotFinite { part: "denoiser" })
         }
     }
-}
 
-/// The relative change of the first block below which `step_cache: auto` reuses the deep levels.
-const AUTO_THRESHOLD: f64 = 0.3;
-
-fn cache_of(choice: StepCache) -> Option<FeatureCache> {
-    match choice {
-        StepCache::Off => None,
-        StepCache::Auto => Some(FeatureCache::new(AUTO_THRESHOLD)),
-        StepCache::Threshold(threshold) => Some(FeatureCache::new(f64::from(threshold))),
+    fn reused(&self) -> u32 {
+        self.reuse.counted()
     }
 }
 

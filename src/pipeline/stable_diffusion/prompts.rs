@@ -8,6 +8,7 @@ use super::encoder::{Encoded, TextEncoders};
 use crate::domain::request::PromptSyntax;
 use crate::models::unet::{Added, Prompt, UNet};
 use crate::pipeline::PipelineError;
+use crate::pipeline::step_cache::Told;
 use crate::pipeline::text::{Stage, TextError, stages};
 
 /// A prompt as it reads from some step on.
@@ -134,7 +135,7 @@ pub struct Prepared<'a> {
     /// SDXL's sizes.
     sizes: Option<[f32; 6]>,
     guidance: Option<Tensor>,
-    ready: HashMap<(usize, Option<usize>), (Prompt, Added)>,
+    ready: HashMap<Told, (Prompt, Added)>,
 }
 
 impl<'a> Prepared<'a> {
@@ -149,17 +150,22 @@ impl<'a> Prepared<'a> {
         }
     }
 
+    /// Places of the texts that the UNet is told at `step`.
+    pub fn told(&self, step: usize, guided: bool) -> Told {
+        let negative = self.prompts.negative.as_ref().filter(|_| guided);
+        let negative = negative.map(|side| side.text_at(step));
+        (self.prompts.prompt.text_at(step), negative)
+    }
+
     /// For a batch of the negative prompt and the prompt if `guided`, else of the prompt alone.
     ///
     /// # Errors
     /// The device refused.
     pub fn at(&mut self, step: usize, guided: bool) -> Result<&(Prompt, Added), PipelineError> {
-        let prompt = self.prompts.prompt.text_at(step);
-        let negative = self.prompts.negative.as_ref().filter(|_| guided);
-        let key = (prompt, negative.map(|side| side.text_at(step)));
+        let key = self.told(step, guided);
         if !self.ready.contains_key(&key) {
-            let mut texts = vec![&self.prompts.prompt.texts[prompt]];
-            if let (Some(side), Some(text)) = (negative, key.1) {
+            let mut texts = vec![&self.prompts.prompt.texts[key.0]];
+            if let (Some(side), Some(text)) = (&self.prompts.negative, key.1) {
                 texts.insert(0, &side.texts[text]);
             }
             let made = self.make(&texts)?;
