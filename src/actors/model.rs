@@ -77,10 +77,10 @@ impl ModelActor {
                 self.parts.jobs.do_send(ModelUp);
             }
             Err(reason) => {
-                tracing::error!(%reason, "the model could not be loaded");
                 self.parts
                     .state
                     .send_replace(ModelState::Failed { reason: reason.clone() });
+                tracing::error!(%reason, "the model could not be loaded");
                 self.parts.jobs.do_send(ModelDown { reason });
             }
         }

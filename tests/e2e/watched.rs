@@ -1,5 +1,6 @@
 //! A worker as a process of its own, without a model, whose log is read.
 
+use std::cell::RefCell;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver};
@@ -17,6 +18,7 @@ pub struct Process {
     lines: Receiver<String>,
     /// `http://host:port`
     pub url: String,
+    passed: RefCell<Vec<Value>>,
 }
 
 /// The binary that a hive starts on a machine without a GPU, with a clean environment.
@@ -43,14 +45,19 @@ impl Process {
             child,
             lines,
             url: String::new(),
+            passed: RefCell::default(),
         };
         let listening = process.log("listening");
         listening["url"].as_str().unwrap().clone_into(&mut process.url);
         process
     }
 
-    /// Waits for a log line with this message.
+    /// Waits for a log line with this message; lines that were passed over on the way to another are remembered.
     pub fn log(&self, message: &str) -> Value {
+        let mut passed = self.passed.borrow_mut();
+        if let Some(at) = passed.iter().position(|line| line["message"] == message) {
+            return passed.remove(at);
+        }
         let deadline = Instant::now() + PATIENCE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -62,6 +69,7 @@ impl Process {
             if line["message"] == message {
                 return line;
             }
+            passed.push(line);
         }
     }
 
