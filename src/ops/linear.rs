@@ -8,7 +8,7 @@ use candle_core::{D, Result, Tensor};
 
 use super::cpu::{self, Tail};
 use super::{Activation, geglu};
-use crate::weights::{LoadResult, RawTensor, SlotLayout, StoredType, Weight, WeightSlot, Weights};
+use crate::weights::{LoadResult, SlotLayout, StoredType, Weight, WeightSlot, Weights};
 
 /// Whether a layer has a bias.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,24 +51,16 @@ impl Linear {
     }
 
     fn load_as(weights: &Weights, inputs: usize, outputs: usize, bias: Bias, layout: SlotLayout) -> LoadResult<Self> {
-        let pointwise = [outputs, inputs, 1, 1];
-        let raw = if weights.shape("weight").is_some_and(|found| found == pointwise) {
-            RawTensor {
-                shape: vec![outputs, inputs],
-                ..weights.raw("weight", &pointwise)?
-            }
-        } else {
-            weights.raw("weight", &[outputs, inputs])?
-        };
-        let slot = match raw.stored {
-            StoredType::Ggml(format) if inputs.is_multiple_of(format.block_size()) && format.block_size() > 1 => {
+        let (matrix, pointwise) = ([outputs, inputs], [outputs, inputs, 1, 1]);
+        let is_pointwise = weights.shape("weight").is_some_and(|found| found == pointwise);
+        let found: &[usize] = if is_pointwise { &pointwise } else { &matrix };
+        let slot = match weights.stored("weight", found) {
+            Some(StoredType::Ggml(format)) if inputs.is_multiple_of(format.block_size()) && format.block_size() > 1 => {
+                let raw = weights.raw("weight", found)?;
                 let storage = QStorage::from_data(Cow::Borrowed(&raw.bytes), weights.device(), format)?;
-                WeightSlot::quantised(QTensor::new(storage, (outputs, inputs))?, weights.dtype())
+                WeightSlot::quantised(QTensor::new(storage, matrix.to_vec())?, weights.dtype())
             }
-            _ => {
-                let stored = raw.to_tensor(&weights.path("weight"), weights.dtype(), weights.device())?;
-                WeightSlot::of_dense(&stored, layout)?
-            }
+            _ => WeightSlot::of_dense(&weights.tensor("weight", found)?.reshape(matrix.to_vec())?, layout)?,
         };
         let slot = Rc::new(slot);
         weights.layers().insert(weights.layer_name(), slot.clone());

@@ -4,8 +4,10 @@ use std::fmt::Display;
 use std::rc::Rc;
 
 use candle_core::{DType, Device, Tensor};
+use half::{bf16, f16};
 
-use super::{LayerTable, RawTensor, TensorSource, WeightsError};
+use super::convert::{Number, float_width};
+use super::{LayerTable, NumbersMut, RawTensor, StoredType, TensorSource, WeightsError};
 
 /// A view of a [`TensorSource`] below a name prefix, that makes tensors of one device and compute type.
 ///
@@ -113,8 +115,40 @@ impl Weights {
     /// # Errors
     /// As [`Weights::tensor`].
     pub fn tensor_as(&self, name: impl Display, shape: &[usize], dtype: DType) -> Result<Tensor, WeightsError> {
-        let raw = self.raw(&name, shape)?;
-        raw.to_tensor(&self.path(&name), dtype, &self.device)
+        let full = self.expected(name, shape)?;
+        let Some((_, stored)) = self
+            .source
+            .describe(&full)
+            .filter(|(_, stored)| float_width(*stored).is_some())
+        else {
+            return self.source.read(&full)?.to_tensor(&full, dtype, &self.device);
+        };
+        let count = shape.iter().product();
+        let read = |into: NumbersMut<'_>| self.source.read_numbers(&full, None, into);
+        let tensor = match dtype {
+            DType::F32 => {
+                let mut numbers = f32::zeros(count);
+                read(NumbersMut::F32(&mut numbers))?;
+                Tensor::from_vec(numbers, shape, &self.device)?
+            }
+            DType::BF16 => {
+                let mut numbers = bf16::zeros(count);
+                read(NumbersMut::Bf16(&mut numbers))?;
+                Tensor::from_vec(numbers, shape, &self.device)?
+            }
+            DType::F16 => {
+                let mut numbers = f16::zeros(count);
+                read(NumbersMut::F16(&mut numbers))?;
+                Tensor::from_vec(numbers, shape, &self.device)?
+            }
+            _ => {
+                return Err(WeightsError::Type {
+                    name: full,
+                    found: format!("{stored:?}"),
+                });
+            }
+        };
+        Ok(tensor)
     }
 
     /// A tensor of exactly this shape as its file has it (quantised blocks stay as they are).
@@ -122,19 +156,29 @@ impl Weights {
     /// # Errors
     /// As [`Weights::tensor`].
     pub fn raw(&self, name: impl Display, shape: &[usize]) -> Result<RawTensor, WeightsError> {
+        let name = self.expected(name, shape)?;
+        self.source.read(&name)
+    }
+
+    /// How `name` is stored, if the source has it; `shape` is what the model will ask for.
+    pub fn stored(&self, name: impl Display, shape: &[usize]) -> Option<StoredType> {
         let name = self.path(name);
         self.source.expect(&name, shape);
-        let (found, _) = self
-            .source
-            .describe(&name)
-            .ok_or_else(|| WeightsError::Missing { name: name.clone() })?;
-        if found != shape {
-            return Err(WeightsError::Shape {
+        self.source.describe(&name).map(|(_, stored)| stored)
+    }
+
+    /// The full name of a tensor that must be there in this shape.
+    fn expected(&self, name: impl Display, shape: &[usize]) -> Result<String, WeightsError> {
+        let name = self.path(name);
+        self.source.expect(&name, shape);
+        match self.source.describe(&name) {
+            Some((found, _)) if found == shape => Ok(name),
+            Some((found, _)) => Err(WeightsError::Shape {
                 name,
                 found,
                 expected: shape.to_vec(),
-            });
+            }),
+            None => Err(WeightsError::Missing { name }),
         }
-        self.source.read(&name)
     }
 }

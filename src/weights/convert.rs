@@ -7,10 +7,11 @@ use std::thread;
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{DType, Device, Tensor};
 use half::slice::HalfFloatSliceExt;
+use half::vec::HalfBitsVecExt;
 use half::{bf16, f16};
 
 use super::storage::threads;
-use super::{RawTensor, StoredType, WeightsError};
+use super::{NumbersMut, RawTensor, StoredType, WeightsError};
 
 /// Numbers converted at a time: they stay in the first cache.
 const CHUNK: usize = 2048;
@@ -24,36 +25,14 @@ impl RawTensor {
     /// The stored type is no number type, or `dtype` is no compute type.
     pub fn to_tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor, WeightsError> {
         let shape = self.shape.clone();
-        let count = shape.iter().product();
-        let tensor = match (self.stored, dtype) {
-            (StoredType::Bf16, DType::BF16) => Tensor::from_vec(
-                filled(count, bf16::ZERO, |at, out| {
-                    copy(&self.bytes, at, out, bf16::from_le_bytes);
-                }),
-                shape,
-                device,
-            )?,
-            (StoredType::F16, DType::F16) => Tensor::from_vec(
-                filled(count, f16::ZERO, |at, out| {
-                    copy(&self.bytes, at, out, f16::from_le_bytes);
-                }),
-                shape,
-                device,
-            )?,
-            (StoredType::Ggml(_), _) => Tensor::from_vec(self.to_f32(name)?, shape, &Device::Cpu)?
-                .to_dtype(dtype)?
-                .to_device(device)?,
-            (_, DType::F32) => Tensor::from_vec(self.to_f32(name)?, shape, device)?,
-            (stored, DType::BF16) => {
-                let width = float_width(stored).ok_or_else(|| self.wrong(name))?;
-                let make =
-                    |at: usize, out: &mut [bf16]| self.narrow(width, at, out, |f| bf16::from_bits(round_bf16(f)));
-                Tensor::from_vec(filled(count, bf16::ZERO, make), shape, device)?
-            }
-            (stored, DType::F16) => {
-                let width = float_width(stored).ok_or_else(|| self.wrong(name))?;
-                let make = |at: usize, out: &mut [f16]| self.narrow(width, at, out, f16::from_f32);
-                Tensor::from_vec(filled(count, f16::ZERO, make), shape, device)?
+        let plain = float_width(self.stored).is_some();
+        let tensor = match dtype {
+            DType::F32 => Tensor::from_vec(self.to_f32(name)?, shape, device)?,
+            DType::BF16 if plain => Tensor::from_vec(self.numbers::<bf16>(), shape, device)?,
+            DType::F16 if plain => Tensor::from_vec(self.numbers::<f16>(), shape, device)?,
+            DType::BF16 | DType::F16 => {
+                let wide = Tensor::from_vec(self.to_f32(name)?, shape, &Device::Cpu)?;
+                wide.to_dtype(dtype)?.to_device(device)?
             }
             _ => return Err(self.wrong(name)),
         };
@@ -68,12 +47,41 @@ impl RawTensor {
         if let StoredType::Ggml(kind) = self.stored {
             return expand(kind, &self.bytes, &self.shape);
         }
-        let width = float_width(self.stored).ok_or_else(|| self.wrong(name))?;
-        let make = |at: usize, out: &mut [f32]| {
-            let bytes = &self.bytes[at * width..(at + out.len()) * width];
-            widen(self.stored, bytes, out);
-        };
-        Ok(filled(self.shape.iter().product(), 0.0, make))
+        float_width(self.stored).ok_or_else(|| self.wrong(name))?;
+        Ok(self.numbers())
+    }
+
+    /// Plain numbers, converted by several threads if they are many.
+    fn numbers<T: Number>(&self) -> Vec<T> {
+        let count = self.shape.iter().product();
+        let mut numbers = T::zeros(count);
+        let width = float_width(self.stored).unwrap_or(0);
+        if count < PARALLEL_FROM {
+            T::convert(self.stored, &self.bytes, &mut numbers);
+            return numbers;
+        }
+        let share = count.div_ceil(threads()).next_multiple_of(CHUNK);
+        thread::scope(|scope| {
+            for (out, bytes) in numbers.chunks_mut(share).zip(self.bytes.chunks(share * width)) {
+                scope.spawn(move || T::convert(self.stored, bytes, out));
+            }
+        });
+        numbers
+    }
+
+    /// Writes the numbers into `into`.
+    ///
+    /// # Errors
+    /// The stored type is no number type, or the lengths differ.
+    pub(super) fn fill(&self, name: &str, into: NumbersMut<'_>) -> Result<(), WeightsError> {
+        let wide = self.to_f32(name)?;
+        into.check(name, &self.shape)?;
+        match into {
+            NumbersMut::F32(out) => out.copy_from_slice(&wide),
+            NumbersMut::Bf16(out) => out.convert_from_f32_slice(&wide),
+            NumbersMut::F16(out) => out.convert_from_f32_slice(&wide),
+        }
+        Ok(())
     }
 
     /// The GGUF blocks as candle's quantised tensor; `None` if it is stored as plain numbers.
@@ -89,18 +97,6 @@ impl RawTensor {
         Ok(Some(QTensor::new(storage, self.shape.clone())?))
     }
 
-    fn narrow<T>(&self, width: usize, at: usize, out: &mut [T], write: impl Fn(f32) -> T) {
-        let mut buffer = [0_f32; CHUNK];
-        let bytes = &self.bytes[at * width..(at + out.len()) * width];
-        for (bytes, out) in bytes.chunks(CHUNK * width).zip(out.chunks_mut(CHUNK)) {
-            let buffer = &mut buffer[..out.len()];
-            widen(self.stored, bytes, buffer);
-            for (out, number) in out.iter_mut().zip(buffer) {
-                *out = write(*number);
-            }
-        }
-    }
-
     fn wrong(&self, name: &str) -> WeightsError {
         WeightsError::Type {
             name: name.to_owned(),
@@ -109,21 +105,63 @@ impl RawTensor {
     }
 }
 
-/// A vector whose parts are made by several threads if it is long; `make` gets the index of a part's first number.
-fn filled<T: Copy + Send>(count: usize, zero: T, make: impl Fn(usize, &mut [T]) + Sync) -> Vec<T> {
-    let mut numbers = vec![zero; count];
-    if count < PARALLEL_FROM {
-        make(0, &mut numbers);
-        return numbers;
+/// A number that models compute with.
+pub(super) trait Number: Copy + Send {
+    /// So many zeros, in memory that is not touched before it is written to.
+    fn zeros(count: usize) -> Vec<Self>;
+
+    /// Converts as many numbers as `out` has room for; nothing if `stored` is no plain number type.
+    fn convert(stored: StoredType, bytes: &[u8], out: &mut [Self]);
+}
+
+impl Number for f32 {
+    fn zeros(count: usize) -> Vec<Self> {
+        vec![0.0; count]
     }
-    let share = count.div_ceil(threads()).next_multiple_of(CHUNK);
-    thread::scope(|scope| {
-        for (index, part) in numbers.chunks_mut(share).enumerate() {
-            let make = &make;
-            scope.spawn(move || make(index * share, part));
+
+    fn convert(stored: StoredType, bytes: &[u8], out: &mut [Self]) {
+        widen(stored, bytes, out);
+    }
+}
+
+impl Number for bf16 {
+    fn zeros(count: usize) -> Vec<Self> {
+        vec![0_u16; count].reinterpret_into()
+    }
+
+    fn convert(stored: StoredType, bytes: &[u8], out: &mut [Self]) {
+        if stored == StoredType::Bf16 {
+            copy(bytes, 0, out, Self::from_le_bytes);
+        } else {
+            narrow(stored, bytes, out, |number| Self::from_bits(round_bf16(number)));
         }
-    });
-    numbers
+    }
+}
+
+impl Number for f16 {
+    fn zeros(count: usize) -> Vec<Self> {
+        vec![0_u16; count].reinterpret_into()
+    }
+
+    fn convert(stored: StoredType, bytes: &[u8], out: &mut [Self]) {
+        if stored == StoredType::F16 {
+            copy(bytes, 0, out, Self::from_le_bytes);
+        } else {
+            narrow(stored, bytes, out, Self::from_f32);
+        }
+    }
+}
+
+fn narrow<T>(stored: StoredType, bytes: &[u8], out: &mut [T], write: impl Fn(f32) -> T) {
+    let Some(width) = float_width(stored) else { return };
+    let mut buffer = [0_f32; CHUNK];
+    for (bytes, out) in bytes.chunks(CHUNK * width).zip(out.chunks_mut(CHUNK)) {
+        let buffer = &mut buffer[..out.len()];
+        widen(stored, bytes, buffer);
+        for (out, number) in out.iter_mut().zip(buffer) {
+            *out = write(*number);
+        }
+    }
 }
 
 fn copy<const N: usize, T>(bytes: &[u8], at: usize, out: &mut [T], read: impl Fn([u8; N]) -> T) {
@@ -134,7 +172,7 @@ fn copy<const N: usize, T>(bytes: &[u8], at: usize, out: &mut [T], read: impl Fn
 }
 
 /// Bytes of one number, for the types that [`widen`] knows.
-fn float_width(stored: StoredType) -> Option<usize> {
+pub(super) fn float_width(stored: StoredType) -> Option<usize> {
     match stored {
         StoredType::F64 => Some(8),
         StoredType::F32 => Some(4),

@@ -11,7 +11,7 @@ use candle_core::quantized::GgmlDType;
 
 use super::gguf_header::{GgufHeader, RawInfo, read_gguf_header};
 use super::storage::Storage;
-use super::{RawTensor, StoredType, TensorSource, WeightsError};
+use super::{NumbersMut, RawTensor, StoredType, TensorSource, WeightsError};
 
 /// The tensors of one GGUF file.
 #[derive(Debug)]
@@ -228,6 +228,21 @@ impl TensorSource for Gguf {
             shape: entry.shape.clone(),
             bytes,
         })
+    }
+
+    fn read_numbers(&self, name: &str, rows: Option<Range<usize>>, into: NumbersMut<'_>) -> Result<(), WeightsError> {
+        let plain = self
+            .tensors
+            .get(name)
+            .filter(|entry| !matches!(entry.stored, StoredType::Ggml(_)));
+        match (plain, rows) {
+            (Some(entry), None) => {
+                into.check(name, &entry.shape)?;
+                self.storage.read_into(name, entry.stored, entry.offset, into)
+            }
+            (_, None) => self.read(name)?.fill(name, into),
+            (_, Some(rows)) => self.read_rows(name, rows)?.fill(name, into),
+        }
     }
 
     fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<RawTensor, WeightsError> {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::rc::Rc;
 
-use super::{RawTensor, StoredType, TensorSource, WeightsError};
+use super::{NumbersMut, RawTensor, StoredType, TensorSource, WeightsError};
 
 /// How one tensor of the model is made from one tensor of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +50,11 @@ impl Piece {
             rows: Some(rows),
             layout: Layout::Same,
         }
+    }
+
+    /// Whether the numbers stay in the file's order.
+    fn keeps_order(&self) -> bool {
+        matches!(self.layout, Layout::Same | Layout::Squeezed | Layout::Unsqueezed)
     }
 
     /// The same piece with another layout.
@@ -101,6 +106,15 @@ impl TensorSource for Mapped {
             stored
         };
         Some((laid_out(piece.layout, shape), stored))
+    }
+
+    fn read_numbers(&self, name: &str, rows: Option<Range<usize>>, into: NumbersMut<'_>) -> Result<(), WeightsError> {
+        let piece = self.pieces.get(name).filter(|piece| piece.keeps_order());
+        match (piece, rows) {
+            (Some(piece), None) => self.inner.read_numbers(&piece.name, piece.rows.clone(), into),
+            (_, None) => self.read(name)?.fill(name, into),
+            (_, Some(rows)) => self.read_rows(name, rows)?.fill(name, into),
+        }
     }
 
     fn read(&self, name: &str) -> Result<RawTensor, WeightsError> {

@@ -47,6 +47,6 @@ pub use presets::{HubRef, ModelSpec, PartialDefaults, Place, family_defaults, pr
 pub use random::{RandomTensors, architectures};
 pub use safetensors::SafeTensors;
 pub use slot::{Side, SlotLayout, Weight, WeightSlot};
-pub use source::{RawTensor, StoredType, TensorSource};
+pub use source::{NumbersMut, RawTensor, StoredType, TensorSource};
 pub use t5_names::llama_cpp_t5;
 pub use tree::Tree;

@@ -5,8 +5,9 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::header::{Entry, read_header};
+use super::source::row_range;
 use super::storage::Storage;
-use super::{RawTensor, StoredType, TensorSource, WeightsError};
+use super::{NumbersMut, RawTensor, StoredType, TensorSource, WeightsError};
 
 /// The tensors of one safetensors file, or of the shards of one model together.
 #[derive(Debug)]
@@ -106,9 +107,19 @@ impl TensorSource for SafeTensors {
         })
     }
 
+    fn read_numbers(&self, name: &str, rows: Option<Range<usize>>, into: NumbersMut<'_>) -> Result<(), WeightsError> {
+        let (file, entry) = self.entry(name)?;
+        let (shape, bytes) = match rows {
+            Some(rows) => row_range(name, &entry.shape, entry.len, &rows)?,
+            None => (entry.shape.clone(), 0..entry.len),
+        };
+        into.check(name, &shape)?;
+        file.read_into(name, entry.stored, entry.offset + bytes.start as u64, into)
+    }
+
     fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<RawTensor, WeightsError> {
         let (file, entry) = self.entry(name)?;
-        let (shape, bytes) = super::source::row_range(name, &entry.shape, entry.len, &rows)?;
+        let (shape, bytes) = row_range(name, &entry.shape, entry.len, &rows)?;
         let offset = entry.offset + bytes.start as u64;
         let bytes = file.read_tensor(name, entry.stored, offset, bytes.len())?;
         Ok(RawTensor {

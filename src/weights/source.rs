@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use candle_core::quantized::GgmlDType;
+use half::{bf16, f16};
 
 use super::WeightsError;
 
@@ -42,6 +43,40 @@ pub struct RawTensor {
     pub bytes: Vec<u8>,
 }
 
+/// Room for numbers of a compute type.
+#[derive(Debug)]
+pub enum NumbersMut<'a> {
+    /// IEEE single.
+    F32(&'a mut [f32]),
+    /// bfloat16.
+    Bf16(&'a mut [bf16]),
+    /// IEEE half.
+    F16(&'a mut [f16]),
+}
+
+impl NumbersMut<'_> {
+    /// Refuses a tensor of another length than there is room for.
+    pub(super) fn check(&self, name: &str, shape: &[usize]) -> Result<(), WeightsError> {
+        if self.len() == shape.iter().product::<usize>() {
+            return Ok(());
+        }
+        Err(WeightsError::Shape {
+            name: name.to_owned(),
+            found: shape.to_vec(),
+            expected: vec![self.len()],
+        })
+    }
+
+    /// How many there is room for.
+    fn len(&self) -> usize {
+        match self {
+            Self::F32(numbers) => numbers.len(),
+            Self::Bf16(numbers) => numbers.len(),
+            Self::F16(numbers) => numbers.len(),
+        }
+    }
+}
+
 /// A source of tensors by name: a safetensors file or a folder's shards, a GGUF file, a single-file checkpoint seen
 /// through its key map, or tensors in memory.
 ///
@@ -61,6 +96,19 @@ pub trait TensorSource {
     /// # Errors
     /// [`WeightsError::Missing`], or the reading failed.
     fn read(&self, name: &str) -> Result<RawTensor, WeightsError>;
+
+    /// Reads one tensor, or some rows of it, as numbers of a compute type. Files convert piece by piece, so that no copy
+    /// of their bytes is made.
+    ///
+    /// # Errors
+    /// As [`TensorSource::read_rows`]; the stored type does not convert, or `into` has another length.
+    fn read_numbers(&self, name: &str, rows: Option<Range<usize>>, into: NumbersMut<'_>) -> Result<(), WeightsError> {
+        let raw = match rows {
+            Some(rows) => self.read_rows(name, rows)?,
+            None => self.read(name)?,
+        };
+        raw.fill(name, into)
+    }
 
     /// Reads some rows (entries of the first dimension) of one tensor: a part of a fused projection.
     ///

@@ -8,7 +8,8 @@ use std::thread;
 
 use candle_core::quantized::GgmlDType;
 
-use super::{StoredType, WeightsError};
+use super::convert::{Number, float_width};
+use super::{NumbersMut, StoredType, WeightsError};
 
 /// Bytes that are read by position, by several threads at a time.
 #[derive(Debug)]
@@ -132,6 +133,70 @@ impl Storage {
             Some(error) => Err(error),
             None => Ok(buffer),
         }
+    }
+
+    /// Reads numbers of a plain type from `offset` on, converted to the type of `into`.
+    ///
+    /// # Errors
+    /// As [`Storage::read_tensor`]; the type is no plain number type.
+    pub(super) fn read_into(
+        &self,
+        name: &str,
+        stored: StoredType,
+        offset: u64,
+        into: NumbersMut<'_>,
+    ) -> Result<(), WeightsError> {
+        match into {
+            NumbersMut::F32(out) => self.read_numbers(name, stored, offset, out),
+            NumbersMut::Bf16(out) => self.read_numbers(name, stored, offset, out),
+            NumbersMut::F16(out) => self.read_numbers(name, stored, offset, out),
+        }
+    }
+
+    /// On two threads or more if they are many; refuses numbers that are not finite.
+    fn read_numbers<T: Number>(
+        &self,
+        name: &str,
+        stored: StoredType,
+        offset: u64,
+        out: &mut [T],
+    ) -> Result<(), WeightsError> {
+        let width = float_width(stored).ok_or_else(|| WeightsError::Type {
+            name: name.to_owned(),
+            found: format!("{stored:?}"),
+        })?;
+        let part = |from: usize, out: &mut [T]| {
+            let mut at = offset + (from * width) as u64;
+            let mut buffer = vec![0_u8; (out.len() * width).min(CHUNK)];
+            for out in out.chunks_mut(CHUNK / width) {
+                let bytes = &mut buffer[..out.len() * width];
+                self.read_at(at, bytes)?;
+                if !all_finite(stored, bytes) {
+                    return Err(WeightsError::NotFinite {
+                        path: self.path.clone(),
+                        name: name.to_owned(),
+                    });
+                }
+                T::convert(stored, bytes, out);
+                at += bytes.len() as u64;
+            }
+            Ok(())
+        };
+        if out.len() * width < PARALLEL_FROM {
+            return part(0, out);
+        }
+        let share = out.len().div_ceil(threads()).next_multiple_of(CHUNK / width);
+        thread::scope(|scope| {
+            let running: Vec<_> = out
+                .chunks_mut(share)
+                .enumerate()
+                .map(|(index, out)| scope.spawn(move || part(index * share, out)))
+                .collect();
+            // A thread that panics passes its panic on when the scope ends.
+            running
+                .into_iter()
+                .try_for_each(|thread| thread.join().unwrap_or(Ok(())))
+        })
     }
 
     fn read_part(&self, name: &str, stored: StoredType, mut offset: u64, part: &mut [u8]) -> Result<(), WeightsError> {

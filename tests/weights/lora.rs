@@ -36,7 +36,10 @@ fn table(component: &str, dtype: DType) -> Rc<LayerTable> {
                 SlotLayout::AsStored
             };
             let weight = raw.to_tensor(&name, dtype, &Device::Cpu).unwrap();
-            table.insert(layer.to_owned(), Rc::new(WeightSlot::of_dense(&weight, layout).unwrap()));
+            table.insert(
+                layer.to_owned(),
+                Rc::new(WeightSlot::of_dense(&weight, layout).unwrap()),
+            );
         }
     }
     Rc::new(table)
