@@ -174,6 +174,7 @@ fn start_actors(
         capacity: settings.queue.capacity,
         keep_jobs: settings.queue.keep_jobs,
         keep_for: Duration::from_secs(settings.queue.keep_s),
+        keep_bytes: settings.queue.keep_mb << 20,
     };
     let (worker, niceness) = (settings.worker.id.clone(), settings.compute.niceness);
     Ok(JobsActor::create(move |ctx: &mut Context<JobsActor>| {

@@ -4,13 +4,14 @@
 
 use std::time::Duration;
 
-use actix::{Actor, AsyncContext, Context, Handler, MessageResult, Recipient};
+use actix::{Actor, Addr, AsyncContext, Context, Handler, MessageResult, Recipient};
 use tokio::sync::{mpsc, watch};
 
 use super::messages::{
     Abandon, Accepted, Cancel, CancelAll, Cancelled, Done, Drain, Failed, Find, FindResult, Generate, JobsView, List,
-    ModelDown, ModelUp, Preview, Progress, Refusal, Submit, Subscribe,
+    ModelDown, ModelUp, Preview, Progress, Refusal, Submit, Subscribe, Tie,
 };
+use super::owner::Owner;
 use super::table::{Ending, Next, Table};
 use crate::domain::event::Numbered;
 use crate::domain::job::{JobError, JobErrorKind, JobId, JobSnapshot};
@@ -58,13 +59,17 @@ impl JobsActor {
         self.publish();
     }
 
-    fn admit(&mut self, submit: Submit) -> Result<Accepted, Refusal> {
-        let Submit { request, idempotency } = submit;
-        if let Some((id, same)) = idempotency.as_ref().and_then(|key| self.table.with_key(key)) {
+    fn admit(&mut self, submit: Submit, own: Addr<Self>) -> Result<Accepted, Refusal> {
+        let Submit { request, tie } = submit;
+        let (key, owned) = match tie {
+            Tie::Owned => (None, true),
+            Tie::Free(key) => (key, false),
+        };
+        if let Some((id, same)) = key.as_ref().and_then(|key| self.table.with_key(key)) {
             if !same {
                 return Err(Refusal::KeyReused);
             }
-            return self.accepted(id).ok_or(Refusal::NoModel);
+            return self.accepted(id, None);
         }
         if self.draining {
             return Err(Refusal::Draining);
@@ -77,18 +82,17 @@ impl JobsActor {
                 retry_after: self.table.retry_after(),
             });
         }
-        let id = self.table.admit(request, idempotency);
+        let id = self.table.admit(request, key);
         tracing::info!(job = %id, "job accepted");
-        let accepted = self.accepted(id).ok_or(Refusal::NoModel);
+        let accepted = self.accepted(id, owned.then(|| Owner::new(own, id)));
         self.advance();
         accepted
     }
 
-    fn accepted(&mut self, id: JobId) -> Option<Accepted> {
-        Some(Accepted {
-            job: self.table.snapshot(id)?,
-            events: self.table.subscribe(id, None)?,
-        })
+    fn accepted(&mut self, id: JobId, owner: Option<Owner>) -> Result<Accepted, Refusal> {
+        let job = self.table.snapshot(id).ok_or(Refusal::NoModel)?;
+        let events = self.table.subscribe(id, None).ok_or(Refusal::NoModel)?;
+        Ok(Accepted { job, events, owner })
     }
 }
 
@@ -103,8 +107,8 @@ impl Actor for JobsActor {
 impl Handler<Submit> for JobsActor {
     type Result = Result<Accepted, Refusal>;
 
-    fn handle(&mut self, submit: Submit, _: &mut Self::Context) -> Self::Result {
-        self.admit(submit)
+    fn handle(&mut self, submit: Submit, ctx: &mut Self::Context) -> Self::Result {
+        self.admit(submit, ctx.address())
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use actix::Message;
 use tokio::sync::mpsc;
 
+use super::owner::Owner;
 use crate::domain::event::{Generation, Numbered, Step};
 use crate::domain::job::{JobError, JobId, JobSnapshot};
 use crate::domain::model::ModelInfo;
@@ -37,8 +38,17 @@ impl CancelFlag {
 pub struct Submit {
     /// What to paint.
     pub request: GenerationRequest,
-    /// Repeats with the same key get the job of the first.
-    pub idempotency: Option<IdempotencyKey>,
+    /// How it is tied to its caller.
+    pub tie: Tie,
+}
+
+/// How a job is tied to its caller.
+#[derive(Debug)]
+pub enum Tie {
+    /// It ends when the caller goes.
+    Owned,
+    /// It goes on; repeats with the same key get the job of the first.
+    Free(Option<IdempotencyKey>),
 }
 
 /// A caller's key and what it was sent with.
@@ -57,6 +67,8 @@ pub struct Accepted {
     pub job: JobSnapshot,
     /// Its events, from the first.
     pub events: mpsc::Receiver<Numbered>,
+    /// Cancels it when dropped, if it is owned.
+    pub owner: Option<Owner>,
 }
 
 /// Why a job was not admitted.

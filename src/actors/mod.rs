@@ -11,6 +11,7 @@ pub mod hive;
 pub mod jobs;
 pub mod messages;
 pub mod model;
+pub mod owner;
 mod reader;
 pub mod state;
 mod table;

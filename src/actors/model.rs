@@ -71,17 +71,16 @@ impl ModelActor {
         match self.build(again) {
             Ok(pipeline) => {
                 let info = Arc::new(pipeline.info().clone());
-                tracing::info!(model = %info.name, seconds = begun.elapsed().as_secs_f64(), "model loaded");
                 self.pipeline = Some(pipeline);
-                self.parts.state.send_replace(ModelState::Ready(info));
+                self.parts.state.send_replace(ModelState::Ready(info.clone()));
                 self.parts.jobs.do_send(ModelUp);
+                tracing::info!(model = %info.name, seconds = begun.elapsed().as_secs_f64(), "model loaded");
             }
             Err(reason) => {
-                self.parts
-                    .state
-                    .send_replace(ModelState::Failed { reason: reason.clone() });
+                let failed = ModelState::Failed { reason: reason.clone() };
+                self.parts.state.send_replace(failed);
+                self.parts.jobs.do_send(ModelDown { reason: reason.clone() });
                 tracing::error!(%reason, "the model could not be loaded");
-                self.parts.jobs.do_send(ModelDown { reason });
             }
         }
     }

@@ -24,6 +24,8 @@ pub struct Bounds {
     pub keep_jobs: usize,
     /// How long a finished job is kept.
     pub keep_for: Duration,
+    /// Bytes of pictures that are kept at most, besides those of the last job.
+    pub keep_bytes: usize,
 }
 
 /// See the module.
@@ -35,6 +37,8 @@ pub struct Table {
     running: Option<Running>,
     /// Oldest first, by when they ended.
     finished: VecDeque<(JobId, Instant)>,
+    /// Bytes of their pictures.
+    kept_bytes: usize,
     keys: HashMap<String, (JobId, u64)>,
     admitted: u64,
     totals: Totals,
@@ -64,6 +68,14 @@ struct Job {
     result: Option<Arc<Generation>>,
     error: Option<JobError>,
     key: Option<String>,
+}
+
+impl Job {
+    /// Bytes of its finished pictures.
+    fn bytes(&self) -> usize {
+        let images = self.result.iter().flat_map(|result| &result.images);
+        images.map(|image| image.bytes.len()).sum()
+    }
 }
 
 /// How a job ended.
@@ -97,6 +109,7 @@ impl Table {
             waiting: VecDeque::new(),
             running: None,
             finished: VecDeque::new(),
+            kept_bytes: 0,
             keys: HashMap::new(),
             admitted: 0,
             totals: Totals::default(),
@@ -296,12 +309,15 @@ impl Table {
     /// Forgets finished jobs that are too old or too many.
     pub fn expire(&mut self) {
         while let Some((id, ended)) = self.finished.front().copied() {
-            let too_many = self.finished.len() > self.bounds.keep_jobs;
+            let count = self.finished.len();
+            let too_many = count > self.bounds.keep_jobs || (count > 1 && self.kept_bytes > self.bounds.keep_bytes);
             if !too_many && ended.elapsed() < self.bounds.keep_for {
                 break;
             }
             self.finished.pop_front();
-            if let Some(key) = self.jobs.remove(&id).and_then(|job| job.key) {
+            let Some(job) = self.jobs.remove(&id) else { continue };
+            self.kept_bytes -= job.bytes();
+            if let Some(key) = job.key {
                 self.keys.remove(&key);
             }
         }
@@ -367,6 +383,7 @@ impl Table {
             }
         };
         job.log.push(event);
+        self.kept_bytes += job.bytes();
         self.finished.push_back((id, Instant::now()));
         self.expire();
     }
@@ -375,4 +392,109 @@ impl Table {
 fn queued_s(job: &Job) -> f64 {
     let started = job.started_at.unwrap_or(job.created_at);
     started.duration_since(job.created_at).unwrap_or_default().as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::event::Timings;
+    use crate::domain::picture::{OutputFormat, Size};
+    use crate::domain::request::{Operation, PromptSyntax, StepCache};
+    use crate::domain::sampling::{Sampler, Schedule};
+
+    const SIZE: Size = Size { width: 64, height: 64 };
+
+    fn table(change: impl FnOnce(&mut Bounds)) -> Table {
+        let mut bounds = Bounds {
+            capacity: 2,
+            keep_jobs: 10,
+            keep_for: Duration::from_secs(60),
+            keep_bytes: 1000,
+        };
+        change(&mut bounds);
+        Table::new(bounds)
+    }
+
+    fn request() -> GenerationRequest {
+        GenerationRequest {
+            operation: Operation::TextToImage,
+            prompt: "x".into(),
+            negative_prompt: String::new(),
+            prompt_syntax: PromptSyntax::A1111,
+            size: SIZE,
+            steps: 4,
+            guidance_scale: 7.5,
+            guidance_interval: (0.0, 1.0),
+            true_cfg_scale: 1.0,
+            seed: 1,
+            count: 1,
+            sampler: Sampler::Euler,
+            schedule: Schedule::Default,
+            loras: Vec::new(),
+            clip_skip: 1,
+            eta: 0.0,
+            preview_every: 0,
+            size_conditioning: None,
+            step_cache: StepCache::Off,
+            output_format: OutputFormat::Png,
+        }
+    }
+
+    fn painted(bytes: usize) -> Ending {
+        Ending::Completed(Generation {
+            images: vec![EncodedImage {
+                bytes: vec![0; bytes],
+                format: OutputFormat::Png,
+                size: SIZE,
+                seed: 1,
+            }],
+            timings: Timings::default(),
+            warnings: Vec::new(),
+        })
+    }
+
+    fn finish(table: &mut Table, bytes: usize) -> JobId {
+        let id = table.admit(request(), None);
+        table.start_next().unwrap();
+        table.end_running(id, painted(bytes));
+        id
+    }
+
+    #[test]
+    fn finished_jobs_are_kept_by_the_weight_of_their_pictures() {
+        let mut table = table(|_| {});
+        let light = finish(&mut table, 400);
+        let middle = finish(&mut table, 400);
+        assert!(table.snapshot(light).is_some());
+        let heavy = finish(&mut table, 500);
+        assert!(table.snapshot(light).is_none() && table.snapshot(middle).is_some());
+        let giant = finish(&mut table, 5000);
+        assert!(table.snapshot(middle).is_none() && table.snapshot(heavy).is_none());
+        assert!(table.result(giant).is_some(), "the last one is always kept");
+    }
+
+    #[test]
+    fn a_job_that_starts_at_once_needs_no_place_in_the_queue() {
+        let mut table = table(|bounds| bounds.capacity = 1);
+        assert!(table.has_room(true) && table.has_room(false));
+        table.admit(request(), None);
+        assert!(!table.has_room(false));
+        table.start_next().unwrap();
+        assert!(table.has_room(true));
+        table.admit(request(), None);
+        assert!(!table.has_room(true));
+    }
+
+    #[test]
+    fn what_is_said_of_another_job_than_the_running_one_is_ignored() {
+        let mut table = table(|_| {});
+        let old = finish(&mut table, 1);
+        let id = table.admit(request(), None);
+        table.start_next().unwrap();
+        table.end_running(old, Ending::Cancelled);
+        table.progress(old, Step { step: 1, total: 4 });
+        assert_eq!(table.snapshot(old).unwrap().state, JobState::Completed);
+        assert_eq!(table.snapshot(id).unwrap().step, 0);
+        assert!(table.view(false).running.is_some());
+    }
 }

@@ -12,7 +12,7 @@ use super::intake::{self, Checker, Intake};
 use super::sse::{self, Source};
 use super::state::AppState;
 use super::wire;
-use crate::actors::messages::{Accepted, Cancel, Find, FindResult, IdempotencyKey, List, Submit, Subscribe};
+use crate::actors::messages::{Accepted, Cancel, Find, FindResult, IdempotencyKey, List, Submit, Subscribe, Tie};
 use crate::domain::draft::{FieldError, shortened};
 use crate::domain::job::JobId;
 
@@ -27,7 +27,7 @@ pub async fn create(state: Data<AppState>, request: HttpRequest, payload: Payloa
     let Intake { request, fingerprint } = intake::read(checker, bytes, Form::Tagged, None).await?;
     let submit = Submit {
         request,
-        idempotency: key.map(|key| IdempotencyKey { key, fingerprint }),
+        tie: Tie::Free(key.map(|key| IdempotencyKey { key, fingerprint })),
     };
     let Accepted { job, .. } = state.jobs.send(submit).await??;
     let url = format!("/v1/jobs/{}", job.id);

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use actix::Addr;
 use actix_web::web::{Data, Payload, block};
 use actix_web::{HttpRequest, HttpResponse};
 use tokio::sync::mpsc;
@@ -15,10 +14,9 @@ use super::intake::{self, Checker};
 use super::sse::{self, Source};
 use super::state::AppState;
 use super::wire;
-use crate::actors::jobs::JobsActor;
-use crate::actors::messages::{Accepted, Cancel, Submit};
+use crate::actors::messages::{Accepted, Submit, Tie};
+use crate::actors::owner::Owner;
 use crate::domain::event::{Generation, JobEvent, Numbered};
-use crate::domain::job::JobId;
 use crate::domain::request::OperationKind;
 
 /// `POST /txt2img`
@@ -57,10 +55,9 @@ async fn paint(
     let intake = intake::read(checker, bytes, Form::Path(kind), answer.format()).await?;
     let submit = Submit {
         request: intake.request,
-        idempotency: None,
+        tie: Tie::Owned,
     };
-    let Accepted { job, events } = state.jobs.send(submit).await??;
-    let owner = Owner::new(state.jobs.clone(), job.id);
+    let Accepted { job, events, owner } = state.jobs.send(submit).await??;
     let mut response = HttpResponse::Ok();
     response.insert_header(("x-job-id", job.id.to_string()));
     match answer {
@@ -68,7 +65,7 @@ async fn paint(
             let source = Source {
                 id: job.id,
                 events,
-                owner: Some(owner),
+                owner,
                 keep_alive: state.keep_alive,
             };
             Ok(sse::respond(response, source))
@@ -94,9 +91,12 @@ async fn paint(
 ///
 /// # Errors
 /// What the job ended with, unless it was pictures.
-pub async fn outcome(mut events: mpsc::Receiver<Numbered>, mut owner: Owner) -> Result<Arc<Generation>, ApiError> {
+pub async fn outcome(
+    mut events: mpsc::Receiver<Numbered>,
+    mut owner: Option<Owner>,
+) -> Result<Arc<Generation>, ApiError> {
     while let Some(Numbered { event, .. }) = events.recv().await {
-        if event.is_final() {
+        if let (true, Some(owner)) = (event.is_final(), owner.as_mut()) {
             owner.release();
         }
         match event {
@@ -107,32 +107,4 @@ pub async fn outcome(mut events: mpsc::Receiver<Numbered>, mut owner: Owner) -> 
         }
     }
     Err(ApiError::Internal("the job was lost".into()))
-}
-
-/// Cancels its job when it is dropped before the job has ended: the caller has gone.
-pub struct Owner {
-    jobs: Addr<JobsActor>,
-    id: JobId,
-    ended: bool,
-}
-
-impl Owner {
-    /// The owner of a job.
-    pub fn new(jobs: Addr<JobsActor>, id: JobId) -> Self {
-        Self { jobs, id, ended: false }
-    }
-
-    /// The job has ended: there is nothing to cancel any more.
-    pub fn release(&mut self) {
-        self.ended = true;
-    }
-}
-
-impl Drop for Owner {
-    fn drop(&mut self) {
-        if !self.ended {
-            tracing::info!(job = %self.id, "the caller has gone");
-            self.jobs.do_send(Cancel { id: self.id });
-        }
-    }
 }

@@ -9,8 +9,8 @@ use futures_util::{Stream, stream};
 use tokio::sync::mpsc;
 
 use super::error::ApiError;
-use super::paint::Owner;
 use super::wire;
+use crate::actors::owner::Owner;
 use crate::domain::event::{JobEvent, Numbered};
 use crate::domain::job::JobId;
 

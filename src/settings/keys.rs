@@ -162,6 +162,12 @@ pub const KEYS: &[Key] = &[
         "KEEP_JOBS",
         "Finished jobs kept at most",
     ),
+    server(
+        "queue.keep_mb",
+        "keep-mb",
+        "KEEP_MB",
+        "MiB of finished pictures kept at most",
+    ),
     server("queue.keep_s", "keep", "KEEP", "Seconds a finished job is kept"),
     server(
         "server.api_key",

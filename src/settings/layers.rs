@@ -179,6 +179,7 @@ const RANGES: &[(&str, f64, f64)] = &[
     ("compute.niceness", 0.0, 19.0),
     ("queue.capacity", 1.0, 100_000.0),
     ("queue.keep_jobs", 1.0, 1_000_000.0),
+    ("queue.keep_mb", 1.0, 1_048_576.0),
     ("queue.keep_s", 1.0, 31_536_000.0),
     ("limits.max_side", 64.0, 16_384.0),
     ("limits.max_images", 1.0, 256.0),

@@ -111,6 +111,8 @@ pub struct Queue {
     pub keep_jobs: usize,
     /// Seconds a finished job is kept.
     pub keep_s: u64,
+    /// MiB of finished pictures kept at most.
+    pub keep_mb: usize,
 }
 
 /// `[limits]`; see [`Limits`] for the parsed form.

@@ -76,3 +76,20 @@ fn jobs_of_v1_jobs_outlive_their_readers() {
     worker.script.open();
     worker.wait_for(&id, "completed");
 }
+
+#[test]
+fn callers_that_leave_at_once_leave_nothing_behind() {
+    let worker = Worker::start();
+    worker.script.gate();
+    for round in 0..20 {
+        drop(worker.raw_post("/txt2img", "application/json", &json!({"prompt": format!("{round}")})));
+    }
+    let last = worker.enqueue("last");
+    wait_until("only the last one is left", || {
+        let queue = worker.get("/status").json()["queue"].clone();
+        queue["depth"] == 0 && queue["running"]["job_id"] == last.as_str()
+    });
+    worker.script.open();
+    worker.wait_for(&last, "completed");
+    assert_eq!(worker.get("/status").json()["totals"]["completed"], 1);
+}

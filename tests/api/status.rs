@@ -125,6 +125,9 @@ fn metrics_count_jobs_by_outcome() {
     let worker = Worker::start();
     worker.paint("/txt2img", &json!({"prompt": "x", "n": 2}));
     worker.paint("/txt2img", &json!({"prompt": "fail now"}));
+    wait_until("both are counted", || {
+        worker.get("/status").json()["totals"]["failed"] == 1
+    });
     let answer = worker.get("/metrics");
     assert!(answer.header("content-type").starts_with("text/plain; version=0.0.4"));
     let text = answer.text();

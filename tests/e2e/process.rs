@@ -86,3 +86,28 @@ fn help_lists_every_setting_with_its_name_in_the_environment() {
         assert!(help.contains(word), "{word}");
     }
 }
+
+#[test]
+fn logs_carry_the_worker_the_job_and_the_step() {
+    let model = crate::worker::folder("sd1");
+    let mut command = command();
+    command.args(["--port", "0", "--worker-id", "w-8", "--log-level", "sd_worker=debug"]);
+    let worker = Process::start(command.arg("--model").arg(model.path()));
+    worker.log("model loaded");
+    let body = serde_json::json!({"prompt": "x", "width": 64, "height": 64, "steps": 2});
+    let answer = ureq::post(format!("{}/txt2img", worker.url))
+        .header("accept", "image/png")
+        .send_json(&body)
+        .unwrap();
+    let job = answer.headers()["x-job-id"].to_str().unwrap().to_owned();
+    for step in [1, 2] {
+        let line = worker.log("step done");
+        let spans = line["spans"].as_array().unwrap();
+        assert_eq!(
+            (&spans[0]["worker"], &spans[1]["job"]),
+            (&"w-8".into(), &job.clone().into()),
+            "{line}"
+        );
+        assert_eq!(spans[2]["step"], step, "{line}");
+    }
+}

@@ -17,9 +17,9 @@ use super::body;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::intake::Checker;
-use super::paint::{Owner, outcome};
+use super::paint::outcome;
 use super::state::AppState;
-use crate::actors::messages::{Accepted, Submit};
+use crate::actors::messages::{Accepted, Submit, Tie};
 use crate::domain::event::Generation;
 use crate::domain::job::JobId;
 use crate::domain::picture::Size;
@@ -76,15 +76,14 @@ async fn answer(state: &AppState, request: &HttpRequest, call: Call) -> Result<H
     let size = job.size;
     let submit = Submit {
         request: job,
-        idempotency: None,
+        tie: Tie::Owned,
     };
-    let Accepted { job, events } = state
+    let Accepted { job, events, owner } = state
         .jobs
         .send(submit)
         .await
         .map_err(ApiError::from)?
         .map_err(ApiError::from)?;
-    let owner = Owner::new(state.jobs.clone(), job.id);
     let mut response = HttpResponse::Ok();
     response.insert_header(("x-job-id", job.id.to_string()));
     if look.stream {

@@ -13,17 +13,17 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::super::error::ApiError;
-use super::super::paint::Owner;
 use super::call::Look;
 use super::error::OpenAiError;
 use super::{unix, usage};
+use crate::actors::owner::Owner;
 use crate::domain::event::{Generation, JobEvent, Numbered};
 use crate::domain::picture::{EncodedImage, Size};
 
 /// A stream that is being sent.
 pub struct Stream {
     events: mpsc::Receiver<Numbered>,
-    owner: Owner,
+    owner: Option<Owner>,
     look: Look,
     size: Size,
     keep_alive: Duration,
@@ -35,7 +35,13 @@ pub struct Stream {
 
 impl Stream {
     /// Of a job's events; the job is cancelled when the stream is dropped before its end.
-    pub fn new(events: mpsc::Receiver<Numbered>, owner: Owner, look: Look, size: Size, keep_alive: Duration) -> Self {
+    pub fn new(
+        events: mpsc::Receiver<Numbered>,
+        owner: Option<Owner>,
+        look: Look,
+        size: Size,
+        keep_alive: Duration,
+    ) -> Self {
         Self {
             events,
             owner,
@@ -79,7 +85,9 @@ impl Stream {
 
     async fn take(&mut self, event: JobEvent) {
         if event.is_final() {
-            self.owner.release();
+            if let Some(owner) = &mut self.owner {
+                owner.release();
+            }
             self.over = true;
         }
         match event {

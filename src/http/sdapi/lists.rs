@@ -109,14 +109,11 @@ pub async fn set_options(
 ) -> Result<Json<Value>, ApiError> {
     let info = state.model_info()?;
     let mut fields = Fields::of_body(&body::json_bytes(&request, payload, state.max_body).await?)?;
-    if let Some(wanted) = fields.string(&["sd_model_checkpoint"])? {
-        if !info.is_called(&wanted) {
-            let message = format!(
-                "sd_model_checkpoint: `{wanted}` is not loaded here; loaded: {}",
-                info.name
-            );
-            return Err(ApiError::OtherModel(message));
-        }
+    if let Some(wanted) = fields.string(&["sd_model_checkpoint"])?
+        && !info.is_called(&wanted)
+    {
+        let message = format!("sd_model_checkpoint: `{wanted}` is not loaded here; loaded: {}", info.name);
+        return Err(ApiError::OtherModel(message));
     }
     fields.neutral("sd_vae", &[json!("Automatic"), json!("None")])?;
     fields.neutral("samples_format", &[json!("png")])?;

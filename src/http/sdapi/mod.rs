@@ -14,9 +14,9 @@ use super::body;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::intake::Checker;
-use super::paint::{Owner, outcome};
+use super::paint::outcome;
 use super::state::AppState;
-use crate::actors::messages::{Accepted, Submit};
+use crate::actors::messages::{Accepted, Submit, Tie};
 use crate::domain::event::Generation;
 use crate::domain::request::{GenerationRequest, OperationKind};
 use crate::pipeline::image_io;
@@ -54,10 +54,9 @@ async fn paint(way: Way, state: &AppState, request: &HttpRequest, payload: Paylo
     } = call;
     let submit = Submit {
         request: job.clone(),
-        idempotency: None,
+        tie: Tie::Owned,
     };
-    let Accepted { job: accepted, events } = state.jobs.send(submit).await??;
-    let owner = Owner::new(state.jobs.clone(), accepted.id);
+    let Accepted { events, owner, .. } = state.jobs.send(submit).await??;
     let generation = outcome(events, owner).await?;
     let answer = block(move || {
         let images: Vec<String> = if send_images {
