@@ -112,7 +112,10 @@ pub async fn set_options(
     if let Some(wanted) = fields.string(&["sd_model_checkpoint"])?
         && !info.is_called(&wanted)
     {
-        let message = format!("sd_model_checkpoint: `{wanted}` is not loaded here; loaded: {}", info.name);
+        let message = format!(
+            "sd_model_checkpoint: `{wanted}` is not loaded here; loaded: {}",
+            info.name
+        );
         return Err(ApiError::OtherModel(message));
     }
     fields.neutral("sd_vae", &[json!("Automatic"), json!("None")])?;
