@@ -9,9 +9,6 @@ use sd_worker::models::unet::{Added, UNet, UNetConfig};
 use sd_worker::models::vae::{Tiling, Vae, VaeConfig};
 use sd_worker::weights::{Component, ModelFiles, StoredType, Weights};
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 type Failure = Box<dyn std::error::Error>;
 
 fn median(mut run: impl FnMut() -> Result<()>, runs: usize) -> Result<f64> {

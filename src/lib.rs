@@ -26,6 +26,10 @@
 //! - No `unsafe` in this crate.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+/// Tensors come and go with every operation: the system's allocator would give their pages back and fault them in again.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 pub mod actors;
 pub mod app;
 pub mod cli;

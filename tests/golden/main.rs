@@ -8,6 +8,7 @@ mod flux_pipeline;
 mod guidance;
 mod images;
 mod jobs;
+mod kernels;
 mod models;
 mod noise;
 mod ops;

@@ -161,7 +161,7 @@ fn passes<T: Element>() {
         .unwrap();
     });
     measure(&format!("{name} add {b}x{p}x{c} (Gnumber/s)"), count, || {
-        add(&x, &x, &mut out).unwrap()
+        add(&x, &x, &mut out).unwrap();
     });
 }
 

@@ -20,14 +20,14 @@ pub fn activate<T: Element>(x: &[T], activation: Activation, out: &mut [T]) -> R
                 x: &x[at..][..out.len()],
                 activation,
                 out,
-            })
+            });
         }),
         (View::Bf16(x), ViewMut::Bf16(out)) => each(out, |at, out| {
             dispatch(Activate {
                 x: &x[at..][..out.len()],
                 activation,
                 out,
-            })
+            });
         }),
         _ => {}
     }
@@ -48,7 +48,7 @@ pub fn add<T: Element>(a: &[T], b: &[T], out: &mut [T]) -> Result<()> {
                     a: &a[at..][..out.len()],
                     b: &b[at..][..out.len()],
                     out,
-                })
+                });
             });
         }
         (View::Bf16(a), View::Bf16(b), ViewMut::Bf16(out)) => {
@@ -57,7 +57,7 @@ pub fn add<T: Element>(a: &[T], b: &[T], out: &mut [T]) -> Result<()> {
                     a: &a[at..][..out.len()],
                     b: &b[at..][..out.len()],
                     out,
-                })
+                });
             });
         }
         _ => {}
@@ -78,13 +78,13 @@ pub fn convert<A: Element, B: Element>(x: &[A], out: &mut [B]) -> Result<()> {
             dispatch(Convert {
                 x: &x[at..][..out.len()],
                 out,
-            })
+            });
         }),
         (View::Bf16(x), ViewMut::F32(out)) => each(out, |at, out| {
             dispatch(Convert {
                 x: &x[at..][..out.len()],
                 out,
-            })
+            });
         }),
     }
     Ok(())

@@ -111,7 +111,7 @@ fn moments<T: Element>(sums: &[f32], pivot: &[T], members: std::ops::Range<usize
     let count = pixels as f64;
     let (mut mean, mut square) = (0.0, 0.0);
     let mut each = Vec::with_capacity(members.len());
-    for c in members.clone() {
+    for c in members {
         let (mut sum, mut squares) = (0.0, 0.0);
         for block in sums.chunks_exact(2 * channels) {
             sum += f64::from(block[c]);
@@ -351,6 +351,9 @@ fn squares<S: Simd, T: Element>(s: S, x: &[T], mean: f32) -> f32 {
     s.sum(s.add(sums[0], sums[1])) + rest
 }
 
+/// A scale, and what is added to it.
+type Scale<'a> = Option<(&'a [f32], f32)>;
+
 /// `(x - mean) * by * (scale + added) + shift`.
 #[inline(always)]
 fn finish<S: Simd, T: Element>(
@@ -358,7 +361,7 @@ fn finish<S: Simd, T: Element>(
     x: &[T],
     out: &mut [T],
     (mean, by): (f32, f32),
-    (scale, shift): (Option<(&[f32], f32)>, Option<&[f32]>),
+    (scale, shift): (Scale<'_>, Option<&[f32]>),
 ) {
     let (mean, by) = (s.splat(mean), s.splat(by));
     for at in (0..x.len()).step_by(LANES) {

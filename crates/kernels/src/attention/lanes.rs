@@ -35,7 +35,7 @@ pub(super) fn attention<T: Element>(
             head,
             padded,
             to,
-        })
+        });
     });
     let (packed_k, packed_v) = (&*packed_k, &*packed_v);
     let out = SharedMut::new(out);
@@ -159,13 +159,12 @@ impl<T: Element> Kernel for Task<'_, T> {
                 // SAFETY: all rows of Q, the panel's `width` rows and the scores' rows exist.
                 unsafe {
                     product(
-                        s,
                         (q.as_ptr(), width),
                         (b, PANEL, 2),
                         (scores[panel..].as_mut_ptr(), KEYS),
                         (rows, width),
                         false,
-                    )
+                    );
                 };
             }
             for row in 0..rows {
@@ -194,7 +193,7 @@ impl<T: Element> Kernel for Task<'_, T> {
                 }
                 total[row] += s.sum(sum);
             }
-            self.add_values(s, scores, sums, (rows, key, keys));
+            self.add_values(scores, sums, (rows, key, keys));
         }
         for row in 0..rows {
             let at = self.at(row);
@@ -237,8 +236,7 @@ impl<T: Element> Task<'_, T> {
         }
     }
 
-    #[inline(always)]
-    fn add_values<S: Simd>(&self, s: S, scores: &[f32], sums: &mut [f32], (rows, key, keys): (usize, usize, usize)) {
+    fn add_values(&self, scores: &[f32], sums: &mut [f32], (rows, key, keys): (usize, usize, usize)) {
         let mut column = 0;
         while column < self.padded {
             let vectors = ((self.padded - column) / LANES).min(2);
@@ -247,13 +245,12 @@ impl<T: Element> Task<'_, T> {
             // SAFETY: the weights of all rows, `keys` rows of values and the sums' rows exist.
             unsafe {
                 product(
-                    s,
                     (scores.as_ptr(), KEYS),
                     (b, self.padded, vectors),
                     (c, self.padded),
                     (rows, keys),
                     true,
-                )
+                );
             };
             column += vectors * LANES;
         }
@@ -261,8 +258,45 @@ impl<T: Element> Task<'_, T> {
 }
 
 /// `c (+)= a b` for one or two vectors of columns.
+///
+/// # Safety
+/// A must hold `rows` rows of `depth`, B `depth` rows of the vectors, C `rows` rows of them.
+unsafe fn product(
+    a: (*const f32, usize),
+    b: (*const f32, usize, usize),
+    c: (*mut f32, usize),
+    size: (usize, usize),
+    accumulate: bool,
+) {
+    dispatch(Product {
+        a,
+        b,
+        c,
+        size,
+        accumulate,
+    });
+}
+
+/// One call of [`product`], compiled once for each level.
+struct Product {
+    a: (*const f32, usize),
+    b: (*const f32, usize, usize),
+    c: (*mut f32, usize),
+    size: (usize, usize),
+    accumulate: bool,
+}
+
+impl Kernel for Product {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        // SAFETY: made by `product` only, whose caller promises it.
+        unsafe { tiles(s, self.a, self.b, self.c, self.size, self.accumulate) };
+    }
+}
+
 #[inline(always)]
-unsafe fn product<S: Simd>(
+unsafe fn tiles<S: Simd>(
     s: S,
     (a, lda): (*const f32, usize),
     (b, ldb, vectors): (*const f32, usize, usize),

@@ -122,7 +122,7 @@ fn run(
             lanes::attention((q, k, v), shape, scale, mask, out);
         }
         (View::F32(q), View::F32(k), View::F32(v), ViewMut::F32(out)) => {
-            lanes::attention((q, k, v), shape, scale, mask, out)
+            lanes::attention((q, k, v), shape, scale, mask, out);
         }
         _ => {}
     }

@@ -66,7 +66,7 @@ pub(super) fn attention((q, k, v): (&[bf16], &[bf16], &[bf16]), shape: &Attentio
     let panel_v = PANEL * sizes.keys;
     let panels = sizes.columns.div_ceil(PANEL);
     parallel_chunks(packed_v, panel_v, |index, to| {
-        pack_values(v, shape, (index / panels, index % panels), to)
+        pack_values(v, shape, (index / panels, index % panels), to);
     });
     let (packed_k, packed_v) = (&*packed_k, &*packed_v);
     let out = SharedMut::new(out);
@@ -334,9 +334,9 @@ impl Task<'_> {
             // SAFETY: the weights of 32 queries, the values of these keys and 32 rows of sums exist.
             unsafe {
                 if columns - column >= PANEL {
-                    product_2x2(tiles, block)
+                    product_2x2(tiles, block);
                 } else {
-                    product_2x1(tiles, block)
+                    product_2x1(tiles, block);
                 }
             }
         }

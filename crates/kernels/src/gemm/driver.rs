@@ -15,7 +15,7 @@ use crate::buffer::{Scratch, carve, carved_bytes};
 use crate::error::{Result, check_len, volume};
 use crate::isa::{Isa, isa};
 use crate::pool::{parallel_for, threads};
-use crate::simd::{Element, Kernel, LANES, Simd, View, ViewMut, dispatch, inlined, load_some, store_some};
+use crate::simd::{Element, Kernel, LANES, Simd, View, ViewMut, dispatch, load_some, store_some};
 
 /// How the sums are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,7 +111,7 @@ pub(crate) fn multiply_columns(
         let (block, run) = (task / runs, task % runs);
         let rows = (block * plan.rows, ((block + 1) * plan.rows).min(rows));
         let panels = (run * plan.panels, ((run + 1) * plan.panels).min(weights.panels()));
-        dispatch(Task {
+        let task = Task {
             a,
             weights,
             finish,
@@ -120,7 +120,8 @@ pub(crate) fn multiply_columns(
             rows,
             panels,
             first_panel,
-        });
+        };
+        task.run();
     });
     Ok(())
 }
@@ -137,17 +138,14 @@ struct Task<'a> {
     first_panel: usize,
 }
 
-impl Kernel for Task<'_> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+impl Task<'_> {
+    fn run(&self) {
         match self.plan.method {
-            Method::F32 => self.run_f32(s),
+            Method::F32 => self.run_f32(),
             #[cfg(target_arch = "x86_64")]
-            Method::Dot => self.run_dot(s),
+            Method::Dot => self.run_dot(),
             #[cfg(target_arch = "x86_64")]
-            Method::Tiles => self.run_tiles(s),
+            Method::Tiles => self.run_tiles(),
         }
     }
 }
@@ -165,10 +163,8 @@ struct Step {
 impl Task<'_> {
     /// Walks the depth blocks and panels. `load(k0, k1)` makes the rows ready, `block(step, from, rows)` adds a few rows' sums
     /// at `step.sums`; each is finished as soon as it is complete, while still in cache.
-    #[inline(always)]
-    fn walk<S: Simd>(
+    fn walk(
         &self,
-        s: S,
         kept: &mut [f32],
         unit: usize,
         mut load: impl FnMut(usize, usize),
@@ -202,8 +198,8 @@ impl Task<'_> {
                         // SAFETY: the block's sums are complete; these rows and panels are this task's alone.
                         unsafe {
                             let sums = step.sums.add(row * PANEL);
-                            self.target
-                                .finish(s, self.finish, sums, count, first_row + row, self.first_panel + panel);
+                            let panel = self.first_panel + panel;
+                            self.target.finish(self.finish, sums, count, first_row + row, panel);
                         }
                     }
                 }
@@ -218,9 +214,8 @@ impl Task<'_> {
         rows * PANEL * if single { 1 } else { self.panels.1 - self.panels.0 }
     }
 
-    #[inline(always)]
-    fn run_f32<S: Simd>(&self, s: S) {
-        let unit = if S::REGISTERS == 32 { 12 } else { 4 };
+    fn run_f32(&self) {
+        let unit = 12;
         let rows = self.rows.1 - self.rows.0;
         let round = matches!(self.weights.data, Data::Bf16(_));
         let direct = match self.a.x {
@@ -244,47 +239,37 @@ impl Task<'_> {
         };
         let at = std::cell::Cell::new(0);
         let depth = std::cell::Cell::new(0);
-        let load = inlined(
-            #[inline(always)]
-            |k0: usize, k1: usize| {
-                depth.set(k1 - k0);
-                if direct.is_some() {
-                    at.set(k0);
-                    return;
-                }
-                if round {
-                    depth.set((k1 - k0).next_multiple_of(2));
-                }
-                gather_f32(s, self.a, self.rows, (k0, k1), packed, lda, round);
-            },
-        );
-        self.walk(
-            s,
-            kept,
-            unit,
-            load,
-            #[inline(always)]
-            |step, row, count| {
-                // SAFETY: the rows were made ready for this depth, the panel holds it, and the sums have room.
-                unsafe {
-                    let a = base.add(row * lda + at.get());
-                    let panel = self.panel_ptr(step);
-                    block_f32(
-                        s,
-                        (a, lda),
-                        panel,
-                        step.sums.add(row * PANEL),
-                        (count, depth.get()),
-                        !step.first,
-                    );
-                }
-            },
-        );
+        let load = |k0: usize, k1: usize| {
+            depth.set(k1 - k0);
+            if direct.is_some() {
+                at.set(k0);
+                return;
+            }
+            if round {
+                depth.set((k1 - k0).next_multiple_of(2));
+            }
+            dispatch(GatherF32 {
+                a: self.a,
+                rows: self.rows,
+                columns: (k0, k1),
+                out: packed,
+                lda,
+                round,
+            });
+        };
+        self.walk(kept, unit, load, |step, row, count| {
+            // SAFETY: the rows were made ready for this depth, the panel holds it, and the sums have room.
+            unsafe {
+                let a = base.add(row * lda + at.get());
+                let panel = self.panel_ptr(step);
+                let c = step.sums.add(row * PANEL);
+                block_f32((a, lda), panel, c, (count, depth.get()), !step.first);
+            }
+        });
     }
 
     #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    fn run_dot<S: Simd>(&self, s: S) {
+    fn run_dot(&self) {
         let unit = 12;
         let rows = self.rows.1 - self.rows.0;
         let lda = self.plan.depth + 2 * LANES;
@@ -294,34 +279,30 @@ impl Task<'_> {
         let (packed, _) = carve::<bf16>(scratch, rows * lda);
         let base = packed.as_ptr();
         let depth = std::cell::Cell::new(0);
-        let load = inlined(
-            #[inline(always)]
-            |k0: usize, k1: usize| {
-                depth.set((k1 - k0).next_multiple_of(2));
-                gather_bf16(s, self.a, self.rows, (k0, k1), packed, |row, k| row * lda + k);
-            },
-        );
-        self.walk(
-            s,
-            kept,
-            unit,
-            load,
-            #[inline(always)]
-            |step, row, count| {
-                if let PanelPtr::Pairs(b) = self.panel_ptr(step) {
-                    // SAFETY: as in `run_f32`; the method was chosen because the machine has the instructions.
-                    unsafe {
-                        let c = step.sums.add(row * PANEL);
-                        super::micro::block_dot((base.add(row * lda), lda), b, c, (count, depth.get()), !step.first);
-                    }
+        let load = |k0: usize, k1: usize| {
+            depth.set((k1 - k0).next_multiple_of(2));
+            let order = Order::Rows { lda };
+            dispatch(GatherBf16 {
+                a: self.a,
+                rows: self.rows,
+                columns: (k0, k1),
+                out: packed,
+                order,
+            });
+        };
+        self.walk(kept, unit, load, |step, row, count| {
+            if let PanelPtr::Pairs(b) = self.panel_ptr(step) {
+                // SAFETY: as in `run_f32`; the method was chosen because the machine has the instructions.
+                unsafe {
+                    let c = step.sums.add(row * PANEL);
+                    super::micro::block_dot((base.add(row * lda), lda), b, c, (count, depth.get()), !step.first);
                 }
-            },
-        );
+            }
+        });
     }
 
     #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    fn run_tiles<S: Simd>(&self, s: S) {
+    fn run_tiles(&self) {
         use crate::amx::{Block, TILE, Tiles, product_1x2, product_2x2};
         let unit = 32;
         let rows = self.rows.1 - self.rows.0;
@@ -335,51 +316,46 @@ impl Task<'_> {
         let (packed, _) = carve::<bf16>(scratch, room);
         let base = packed.as_ptr();
         let steps = std::cell::Cell::new(0);
-        let load = inlined(
-            #[inline(always)]
-            |k0: usize, k1: usize| {
-                steps.set((k1 - k0).div_ceil(32));
-                let index = |row: usize, k: usize| row / 16 * per_tile_row + k / 32 * TILE + row % 16 * 32 + k % 32;
-                gather_bf16(s, self.a, self.rows, (k0, k1), packed, index);
-            },
-        );
-        self.walk(
-            s,
-            kept,
-            unit,
-            load,
-            #[inline(always)]
-            |step, row, count| {
-                if let PanelPtr::Pairs(b) = self.panel_ptr(step) {
-                    // SAFETY: packed rows are readable up to a multiple of 16 (what lies beyond the last row is never stored),
-                    // and the sums have room for a multiple of 32 rows.
-                    unsafe {
-                        let block = Block {
-                            a: base.add(row / 16 * per_tile_row),
-                            a_lower: per_tile_row * 2,
-                            a_row: 64,
-                            a_step: TILE * 2,
-                            b,
-                            b_row: 4 * PANEL,
-                            b_step: 64 * PANEL,
-                            steps: steps.get(),
-                            c: step.sums.add(row * PANEL),
-                            c_row: 4 * PANEL,
-                            accumulate: !step.first,
-                        };
-                        if count > 16 {
-                            product_2x2(&tiles, block);
-                        } else {
-                            product_1x2(&tiles, block);
-                        }
+        let load = |k0: usize, k1: usize| {
+            steps.set((k1 - k0).div_ceil(32));
+            let order = Order::Tiles { per_tile_row };
+            dispatch(GatherBf16 {
+                a: self.a,
+                rows: self.rows,
+                columns: (k0, k1),
+                out: packed,
+                order,
+            });
+        };
+        self.walk(kept, unit, load, |step, row, count| {
+            if let PanelPtr::Pairs(b) = self.panel_ptr(step) {
+                // SAFETY: packed rows are readable up to a multiple of 16 (what lies beyond the last row is never stored),
+                // and the sums have room for a multiple of 32 rows.
+                unsafe {
+                    let block = Block {
+                        a: base.add(row / 16 * per_tile_row),
+                        a_lower: per_tile_row * 2,
+                        a_row: 64,
+                        a_step: TILE * 2,
+                        b,
+                        b_row: 4 * PANEL,
+                        b_step: 64 * PANEL,
+                        steps: steps.get(),
+                        c: step.sums.add(row * PANEL),
+                        c_row: 4 * PANEL,
+                        accumulate: !step.first,
+                    };
+                    if count > 16 {
+                        product_2x2(&tiles, block);
+                    } else {
+                        product_1x2(&tiles, block);
                     }
                 }
-            },
-        );
+            }
+        });
         drop(tiles);
     }
 
-    #[inline(always)]
     fn panel_ptr(&self, step: &Step) -> PanelPtr {
         match &self.weights.data {
             Data::F32(data) => PanelPtr::F32(data[(step.panel * self.weights.inputs() + step.k0) * PANEL..].as_ptr()),
@@ -392,90 +368,139 @@ impl Task<'_> {
 }
 
 /// Gathers rows as f32, `lda` apart; with `round`, to the nearest bf16. An odd depth gets a zero behind it.
-#[inline(always)]
-fn gather_f32<S: Simd>(
-    s: S,
-    a: &Rows<'_>,
+struct GatherF32<'a> {
+    a: &'a Rows<'a>,
     rows: (usize, usize),
-    (k0, k1): (usize, usize),
-    out: &mut [f32],
+    columns: (usize, usize),
+    out: &'a mut [f32],
     lda: usize,
     round: bool,
-) {
-    a.gather(
-        rows,
-        (k0, k1),
-        #[inline(always)]
-        |row, k, piece| match piece {
-            Piece::Values(start, length) => {
-                let line = &mut out[row * lda + k..][..length];
-                match a.x {
-                    View::F32(x) => copy(s, &x[start..start + length], line),
-                    View::Bf16(x) => copy(s, &x[start..start + length], line),
-                }
-                if round && matches!(a.x, View::F32(_)) {
-                    for x in line {
-                        *x = <bf16 as Element>::from_f32(*x).to_f32();
+}
+
+impl Kernel for GatherF32<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self {
+            a,
+            rows,
+            columns: (k0, k1),
+            out,
+            lda,
+            round,
+        } = self;
+        a.gather(
+            rows,
+            (k0, k1),
+            #[inline(always)]
+            |row, k, piece| match piece {
+                Piece::Values(start, length) => {
+                    let line = &mut out[row * lda + k..][..length];
+                    match a.x {
+                        View::F32(x) => copy(s, &x[start..start + length], line),
+                        View::Bf16(x) => copy(s, &x[start..start + length], line),
+                    }
+                    if round && matches!(a.x, View::F32(_)) {
+                        for x in line {
+                            *x = <bf16 as Element>::from_f32(*x).to_f32();
+                        }
                     }
                 }
+                Piece::Zeros(count) => out[row * lda + k..][..count].fill(0.0),
+            },
+        );
+        if (k1 - k0) % 2 == 1 {
+            for row in 0..rows.1 - rows.0 {
+                out[row * lda + k1 - k0] = 0.0;
             }
-            Piece::Zeros(count) => out[row * lda + k..][..count].fill(0.0),
-        },
-    );
-    if (k1 - k0) % 2 == 1 {
-        for row in 0..rows.1 - rows.0 {
-            out[row * lda + k1 - k0] = 0.0;
+        }
+    }
+}
+/// Where gathered rows go; 32 columns from a multiple of 32 on lie together.
+#[derive(Clone, Copy)]
+enum Order {
+    /// Row by row, `lda` apart.
+    Rows { lda: usize },
+    /// Tiles of 16 rows by 32 columns, `per_tile_row` numbers for 16 rows.
+    Tiles { per_tile_row: usize },
+}
+
+impl Order {
+    #[inline(always)]
+    fn index(self, row: usize, k: usize) -> usize {
+        match self {
+            Order::Rows { lda } => row * lda + k,
+            Order::Tiles { per_tile_row } => row / 16 * per_tile_row + k / 32 * 512 + row % 16 * 32 + k % 32,
         }
     }
 }
 
-/// Gathers rows as bf16. `index(row, k)` says where the column `k` of a row goes; 32 columns from a multiple of 32 on lie
-/// together. The depth is filled up with zeros to a multiple of 32.
-#[inline(always)]
-fn gather_bf16<S: Simd>(
-    s: S,
-    a: &Rows<'_>,
+/// Gathers rows as bf16. The depth is filled up with zeros to a multiple of 32.
+struct GatherBf16<'a> {
+    a: &'a Rows<'a>,
     rows: (usize, usize),
-    (k0, k1): (usize, usize),
-    out: &mut [bf16],
-    index: impl Fn(usize, usize) -> usize,
-) {
-    let depth = k1 - k0;
-    let aligned = a.is_aligned() && k0.is_multiple_of(32);
-    a.gather(
-        rows,
-        (k0, k1),
-        #[inline(always)]
-        |row, k, piece| match piece {
-            Piece::Values(start, length) if aligned => {
-                for at in (0..length).step_by(32) {
-                    let part = (length - at).min(32);
-                    let to = &mut out[index(row, k + at)..][..part];
-                    match a.x {
-                        View::F32(x) => copy(s, &x[start + at..][..part], to),
-                        View::Bf16(x) => to.copy_from_slice(&x[start + at..][..part]),
+    columns: (usize, usize),
+    out: &'a mut [bf16],
+    order: Order,
+}
+
+impl Kernel for GatherBf16<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self {
+            a,
+            rows,
+            columns: (k0, k1),
+            out,
+            order,
+        } = self;
+        let depth = k1 - k0;
+        let aligned = a.is_aligned() && k0.is_multiple_of(32);
+        a.gather(
+            rows,
+            (k0, k1),
+            #[inline(always)]
+            |row, k, piece| match piece {
+                Piece::Values(start, length) if aligned => {
+                    for at in (0..length).step_by(32) {
+                        let part = (length - at).min(32);
+                        let to = &mut out[order.index(row, k + at)..][..part];
+                        match a.x {
+                            View::F32(x) => copy(s, &x[start + at..][..part], to),
+                            View::Bf16(x) => match (to.first_chunk_mut::<32>(), x[start + at..].first_chunk::<32>()) {
+                                // A copy of known length is two moves, not a call.
+                                (Some(to), Some(from)) => *to = *from,
+                                _ => to.copy_from_slice(&x[start + at..][..part]),
+                            },
+                        }
                     }
                 }
-            }
-            Piece::Values(start, length) => {
-                for i in 0..length {
-                    out[index(row, k + i)] = match a.x {
-                        View::F32(x) => Element::from_f32(x[start + i]),
-                        View::Bf16(x) => x[start + i],
-                    };
+                Piece::Values(start, length) => {
+                    for i in 0..length {
+                        out[order.index(row, k + i)] = match a.x {
+                            View::F32(x) => Element::from_f32(x[start + i]),
+                            View::Bf16(x) => x[start + i],
+                        };
+                    }
                 }
-            }
-            Piece::Zeros(count) => {
-                for k in k..k + count {
-                    out[index(row, k)] = bf16::ZERO;
+                Piece::Zeros(count) if aligned => {
+                    for at in (0..count).step_by(32) {
+                        out[order.index(row, k + at)..][..(count - at).min(32)].fill(bf16::ZERO);
+                    }
                 }
+                Piece::Zeros(count) => {
+                    for k in k..k + count {
+                        out[order.index(row, k)] = bf16::ZERO;
+                    }
+                }
+            },
+        );
+        if !depth.is_multiple_of(32) {
+            for row in 0..rows.1 - rows.0 {
+                let start = order.index(row, depth / 32 * 32);
+                out[start + depth % 32..start + 32].fill(bf16::ZERO);
             }
-        },
-    );
-    if !depth.is_multiple_of(32) {
-        for row in 0..rows.1 - rows.0 {
-            let start = index(row, depth / 32 * 32);
-            out[start + depth % 32..start + 32].fill(bf16::ZERO);
         }
     }
 }

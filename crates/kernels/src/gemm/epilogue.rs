@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::PANEL;
 use crate::error::{Result, check_dim, check_len, check_positive, volume};
-use crate::simd::{Element, LANES, Simd, View, ViewMut, inlined, load_some, store_some};
+use crate::simd::{Element, Kernel, LANES, Simd, View, ViewMut, dispatch, inlined, load_some, store_some};
 
 /// Applied to each sum; for gated weights, to the gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -175,8 +175,20 @@ impl<'a> Target<'a> {
     /// # Safety
     /// `sums` must hold the rows, the output must have `columns` columns and these rows, the epilogue must have been checked
     /// against it, and no other thread may touch these rows and columns of it.
+    pub(super) unsafe fn finish(&self, ep: &Finish<'_>, sums: *const f32, rows: usize, first_row: usize, panel: usize) {
+        dispatch(FinishBlock {
+            target: self,
+            ep,
+            sums,
+            rows,
+            first_row,
+            panel,
+        });
+    }
+
+    /// The common case of [`Self::finish`]: all 32 columns, rows of one group, no gate.
     #[inline(always)]
-    pub(super) unsafe fn finish<S: Simd>(
+    unsafe fn full<S: Simd>(
         &self,
         s: S,
         ep: &Finish<'_>,
@@ -185,12 +197,35 @@ impl<'a> Target<'a> {
         first_row: usize,
         panel: usize,
     ) {
-        let step = if self.gated { PANEL / 2 } else { PANEL };
-        for part in (0..step).step_by(LANES) {
-            let column = panel * step + part;
-            if column < self.columns {
-                // SAFETY: passed on.
-                unsafe { self.part(s, ep, sums, rows, first_row, (column, part)) };
+        let column = panel * PANEL;
+        let mut bias = [s.zero(); 2];
+        let group = first_row / ep.rows_per_group * self.columns + column;
+        for (part, bias) in bias.iter_mut().enumerate() {
+            if let Some(b) = ep.bias {
+                *bias = load_some(s, &b[column + part * LANES..]);
+            }
+            if let Some(b) = ep.row_bias {
+                *bias = s.add(*bias, load_some(s, &b[group + part * LANES..]));
+            }
+        }
+        for row in 0..rows {
+            let at = (first_row + row) * self.columns + column;
+            // SAFETY: both vectors lie within the block, the residual and the output, which have the same shape.
+            unsafe {
+                for (part, bias) in bias.iter().enumerate() {
+                    let at = at + part * LANES;
+                    let mut v = s.add(s.load(sums.add(row * PANEL + part * LANES)), *bias);
+                    v = ep.activation.apply(s, v);
+                    v = match ep.residual {
+                        Some(View::F32(r)) => s.add(v, s.load(r.as_ptr().add(at))),
+                        Some(View::Bf16(r)) => s.add(v, s.load_bf16(r.as_ptr().add(at))),
+                        None => v,
+                    };
+                    match self.out {
+                        OutPtr::F32(out) => s.store(out.add(at), v),
+                        OutPtr::Bf16(out) => s.store_bf16(out.add(at), v),
+                    }
+                }
             }
         }
     }
@@ -259,6 +294,49 @@ impl<'a> Target<'a> {
                 match self.out {
                     OutPtr::F32(out) => store_some(s, std::slice::from_raw_parts_mut(out.add(at), width), v),
                     OutPtr::Bf16(out) => store_some(s, std::slice::from_raw_parts_mut(out.add(at), width), v),
+                }
+            }
+        }
+    }
+}
+
+/// One call of [`Target::finish`], compiled once for each level.
+struct FinishBlock<'a> {
+    target: &'a Target<'a>,
+    ep: &'a Finish<'a>,
+    sums: *const f32,
+    rows: usize,
+    first_row: usize,
+    panel: usize,
+}
+
+impl Kernel for FinishBlock<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self {
+            target,
+            ep,
+            sums,
+            rows,
+            first_row,
+            panel,
+        } = self;
+        if rows == 0 {
+            return;
+        }
+        let one_group = first_row / ep.rows_per_group == (first_row + rows - 1) / ep.rows_per_group;
+        let plain = !target.gated && ep.gate.is_none() && ep.scale == 1.0;
+        // SAFETY: made by `finish` only, whose caller promises it.
+        unsafe {
+            if plain && one_group && (panel + 1) * PANEL <= target.columns {
+                return target.full(s, ep, sums, rows, first_row, panel);
+            }
+            let step = if target.gated { PANEL / 2 } else { PANEL };
+            for part in (0..step).step_by(LANES) {
+                let column = panel * step + part;
+                if column < target.columns {
+                    target.part(s, ep, sums, rows, first_row, (column, part));
                 }
             }
         }

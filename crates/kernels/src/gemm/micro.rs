@@ -3,7 +3,7 @@
 use half::bf16;
 
 use super::PANEL;
-use crate::simd::{LANES, Simd};
+use crate::simd::{Kernel, LANES, Simd, dispatch};
 
 /// A panel of packed weights, f32 or pairs of bf16.
 #[derive(Clone, Copy)]
@@ -16,20 +16,40 @@ pub(crate) enum PanelPtr {
 ///
 /// # Safety
 /// A must hold `rows` rows of `depth`, B `depth` rows of 32, C `rows` rows of 32 (contiguous).
-#[inline(always)]
-pub(crate) unsafe fn block_f32<S: Simd>(
-    s: S,
-    (a, lda): (*const f32, usize),
+pub(super) unsafe fn block_f32(
+    a: (*const f32, usize),
     b: PanelPtr,
     c: *mut f32,
-    (rows, depth): (usize, usize),
+    size: (usize, usize),
     accumulate: bool,
 ) {
-    // SAFETY: passed on.
-    unsafe {
-        match b {
-            PanelPtr::F32(b) => panel::<S, false>(s, (a, lda), b, c, (rows, depth), accumulate),
-            PanelPtr::Pairs(b) => panel::<S, true>(s, (a, lda), b.cast(), c, (rows, depth), accumulate),
+    dispatch(BlockF32 {
+        a,
+        b,
+        c,
+        size,
+        accumulate,
+    });
+}
+
+struct BlockF32 {
+    a: (*const f32, usize),
+    b: PanelPtr,
+    c: *mut f32,
+    size: (usize, usize),
+    accumulate: bool,
+}
+
+impl Kernel for BlockF32 {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        // SAFETY: made by `block_f32` only, whose caller promises it.
+        unsafe {
+            match self.b {
+                PanelPtr::F32(b) => panel::<S, false>(s, self.a, b, self.c, self.size, self.accumulate),
+                PanelPtr::Pairs(b) => panel::<S, true>(s, self.a, b.cast(), self.c, self.size, self.accumulate),
+            }
         }
     }
 }

@@ -18,7 +18,7 @@ pub use epilogue::{Activation, Epilogue};
 pub use pack::{Columns, PackedWeights, WeightSource, WeightType};
 
 use crate::error::{Result, check_dim, check_len, volume};
-use crate::simd::{Element, Kernel, Simd, ViewMut, dispatch};
+use crate::simd::{Element, ViewMut};
 
 /// Columns of one packed panel.
 pub(crate) const PANEL: usize = 32;
@@ -75,31 +75,9 @@ pub(crate) fn finish_sums(sums: &[f32], (rows, columns): (usize, usize), finish:
     debug_assert_eq!(sums.len(), columns.div_ceil(PANEL) * rows * PANEL);
     debug_assert_eq!(out.len(), rows * columns);
     let target = epilogue::Target::new(out, columns, false);
-    dispatch(FinishSums {
-        sums,
-        rows,
-        panels: columns.div_ceil(PANEL),
-        finish,
-        target: &target,
-    });
-}
-
-struct FinishSums<'a> {
-    sums: &'a [f32],
-    rows: usize,
-    panels: usize,
-    finish: &'a Finish<'a>,
-    target: &'a epilogue::Target<'a>,
-}
-
-impl Kernel for FinishSums<'_> {
-    type Out = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        for panel in 0..self.panels {
-            let sums = self.sums[panel * self.rows * PANEL..][..self.rows * PANEL].as_ptr();
-            // SAFETY: the sums hold these rows, the output has them, and one thread writes.
-            unsafe { self.target.finish(s, self.finish, sums, self.rows, 0, panel) };
-        }
+    for panel in 0..columns.div_ceil(PANEL) {
+        let sums = sums[panel * rows * PANEL..][..rows * PANEL].as_ptr();
+        // SAFETY: the sums hold these rows, the output has them, and one thread writes.
+        unsafe { target.finish(finish, sums, rows, 0, panel) };
     }
 }

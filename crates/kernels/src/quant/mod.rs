@@ -163,7 +163,11 @@ impl Kernel for DecodePanel<'_> {
                 let row = self.first + lane;
                 if row < self.end {
                     let from = &self.weights.row(row)[at / block * bytes..][..held / block * bytes];
-                    self.weights.kind.decode(from, &mut numbers[..held]);
+                    dispatch(Decode {
+                        kind: self.weights.kind,
+                        blocks: from,
+                        out: &mut numbers[..held],
+                    });
                     for (to, from) in rounded[..held].chunks_mut(LANES).zip(numbers.chunks(LANES)) {
                         crate::simd::store_some(s, to, load_some(s, &from[..to.len()]));
                     }
@@ -218,9 +222,12 @@ impl Kernel for Dots<'_> {
     fn run<S: Simd>(self, s: S) {
         let mut numbers = vec![0f32; self.weights.inputs];
         for lane in 0..PANEL.min(self.weights.outputs - self.panel * PANEL) {
-            self.weights
-                .kind
-                .decode(self.weights.row(self.panel * PANEL + lane), &mut numbers);
+            let blocks = self.weights.row(self.panel * PANEL + lane);
+            dispatch(Decode {
+                kind: self.weights.kind,
+                blocks,
+                out: &mut numbers,
+            });
             for (x, sums) in self
                 .x
                 .chunks_exact(numbers.len())

@@ -104,7 +104,8 @@ pub(crate) trait Simd: Copy {
     /// Error function, absolute error below 2e-7 (Abramowitz and Stegun 7.1.26).
     #[inline(always)]
     fn erf(self, x: Self::V) -> Self::V {
-        let a = self.abs(x);
+        // Beyond 4.5 it is 1 in f32, and the terms below would be too small for normal numbers.
+        let a = self.min(self.abs(x), self.splat(4.5));
         let t = self.div(self.splat(1.0), self.fma(a, self.splat(0.327_591_1), self.splat(1.0)));
         let mut p = self.splat(1.061_405_4);
         p = self.fma(p, t, self.splat(-1.453_152));
