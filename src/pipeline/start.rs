@@ -67,7 +67,6 @@ impl Source {
 }
 
 /// Which part of the picture is painted.
-
 pub struct Mask {
     /// As it was given, in the size of the result.
     pub picture: GrayImage,

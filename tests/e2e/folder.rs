@@ -9,7 +9,7 @@ use crate::worker::{Worker, fixtures, folder};
 
 const TOLERANCE: u8 = 2;
 
-fn job(more: Value) -> Value {
+fn job(more: &Value) -> Value {
     let mut body = json!({
         "prompt": "a rusty robot, walking on the beach", "negative_prompt": "blurry", "width": 64, "height": 64,
         "steps": 6, "guidance_scale": 5.0, "seed": 42,
@@ -52,7 +52,7 @@ fn a_stream_tells_every_step_and_ends_with_the_picture_of_diffusers() {
         loras,
     ]);
 
-    let events = worker.events("/txt2img", &job(json!({"sampler": "euler", "preview_every": 3})));
+    let events = worker.events("/txt2img", &job(&json!({"sampler": "euler", "preview_every": 3})));
     let of = |kind: &str| events.iter().filter(|event| event["type"] == kind).collect::<Vec<_>>();
     let steps: Vec<u64> = of("progress")
         .iter()
@@ -71,19 +71,19 @@ fn a_stream_tells_every_step_and_ends_with_the_picture_of_diffusers() {
     let (headers, bytes) = worker.post(
         "/img2img",
         "image/png",
-        &job(json!({"sampler": "ddim", "strength": 0.75, "image": input("image.png")})),
+        &job(&json!({"sampler": "ddim", "strength": 0.75, "image": input("image.png")})),
     );
     assert!(headers.contains(&("x-seed".to_owned(), "42".to_owned())), "{headers:?}");
     check(&bytes, "19-sd1-img2img-ddim-0.png");
 
     let lora = json!({"sampler": "euler", "loras": [{"name": "sd1-peft", "strength": 0.8}]});
     check(
-        &worker.post("/txt2img", "image/png", &job(lora)).1,
+        &worker.post("/txt2img", "image/png", &job(&lora)).1,
         "51-sd1-txt2img-euler-0.png",
     );
     check(
         &worker
-            .post("/txt2img", "image/png", &job(json!({"sampler": "euler"})))
+            .post("/txt2img", "image/png", &job(&json!({"sampler": "euler"})))
             .1,
         "04-sd1-txt2img-euler-0.png",
     );

@@ -75,7 +75,7 @@ fn floats(x: &Tensor) -> Result<Vec<f32>> {
 }
 
 fn wrong(error: KernelError) -> candle_core::Error {
-    candle_core::Error::Msg(error.to_string())
+    candle_core::Error::wrap(error)
 }
 
 /// The kernels' name of an activation, if they have it.

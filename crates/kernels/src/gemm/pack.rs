@@ -268,7 +268,12 @@ impl Order {
         place: impl Fn(usize, usize) -> usize + Sync,
         convert: impl Fn(S) -> D + Sync,
     ) -> AlignedVec<D> {
-        let Self { outputs, inputs, columns, taps } = self;
+        let Self {
+            outputs,
+            inputs,
+            columns,
+            taps,
+        } = self;
         let channels = inputs / taps;
         let mut data = AlignedVec::zeroed(panel_count(outputs, columns) * depth * PANEL);
         parallel_chunks(&mut data, depth * PANEL, |panel, out| {
