@@ -203,7 +203,13 @@ fn ggml_blocks_mean_the_same_and_their_products_agree() {
         assert_eq!(decoded, expected, "{format:?}");
 
         for (dtype, _) in TOLERANCES {
-            let layer = Linear::load(&weights(StoredType::Ggml(format), dtype), 512, 35, Bias::Yes).unwrap();
+            let layer = Linear::load(
+                &weights(StoredType::Ggml(format), dtype).at("layer"),
+                512,
+                35,
+                Bias::Yes,
+            )
+            .unwrap();
             assert_eq!(layer.slot().quantisation(), Some(format));
             for rows in [2, 20] {
                 let x = numbers(&[rows, 512], dtype);
