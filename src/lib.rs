@@ -23,7 +23,7 @@
 //! - The pipeline lives in one thread, is built there and never leaves it; nothing is shared by lock.
 //! - `pipeline`, `models`, `schedulers`, `ops` and `weights` know nothing of actix, tokio or HTTP; `http` knows nothing
 //!   of candle; `domain` knows neither.
-//! - No `unsafe` in this crate.
+//! - Only code that the compiler can check: the rest lives in `crates/kernels`.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 /// Tensors come and go with every operation: the system's allocator would give their pages back and fault them in again.

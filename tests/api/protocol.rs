@@ -124,6 +124,18 @@ fn a_key_is_asked_for_on_everything_but_health_and_ready() {
 }
 
 #[test]
+fn pages_find_their_styles_and_scripts() {
+    let worker = Worker::start();
+    for name in ["studio", "docs"] {
+        for (ending, media_type) in [("css", "text/css"), ("js", "text/javascript")] {
+            let part = worker.get(&format!("/{name}.{ending}"));
+            assert_eq!(part.status, 200, "{name}.{ending}");
+            assert!(part.header("content-type").starts_with(media_type));
+        }
+    }
+}
+
+#[test]
 fn pages_need_nothing_from_elsewhere() {
     let worker = Worker::start();
     for path in ["/", "/docs"] {
