@@ -11,7 +11,7 @@ use super::{LayerTable, NumbersMut, RawTensor, StoredType, TensorSource, Weights
 
 /// A view of a [`TensorSource`] below a name prefix, that makes tensors of one device and compute type.
 ///
-/// ```ignore
+/// ```text
 /// let block = weights.at("down_blocks").at(0);
 /// let scale = block.tensor("norm.weight", &[320])?;
 /// ```
