@@ -1,8 +1,9 @@
 //! A whole model in the cache: `models--owner--name/{refs,blobs,snapshots}`.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::{fs, io};
 
 use hf_hub::{Cache, Repo, RepoType};
 use serde_json::Value;
@@ -147,7 +148,8 @@ impl Hub {
         if model.revision == commit {
             return Ok(());
         }
-        self.repo(model).create_ref(commit).map_err(cache(&self.config.cache))
+        let path = self.folder(model).join("refs").join(&model.revision);
+        put(&path, |new| fs::write(new, commit)).map_err(cache(&path))
     }
 
     fn repo(&self, model: &HubRef) -> hf_hub::CacheRepo {
@@ -196,19 +198,24 @@ fn point(pointer: &Path, blob: &Path, name: &str) -> Result<(), HubError> {
     if pointer.exists() {
         return Ok(());
     }
-    let folder = pointer.parent().unwrap_or(Path::new(""));
-    fs::create_dir_all(folder).map_err(cache(folder))?;
     let mut target = PathBuf::from("../..");
     for _ in 0..name.matches('/').count() {
         target.push("..");
     }
     target.push("blobs");
     target.push(blob.file_name().unwrap_or_default());
-    if fs::symlink_metadata(pointer).is_ok() {
-        // A link to content that is gone.
-        fs::remove_file(pointer).map_err(cache(pointer))?;
-    }
-    std::os::unix::fs::symlink(&target, pointer).map_err(cache(pointer))
+    put(pointer, |new| std::os::unix::fs::symlink(&target, new)).map_err(cache(pointer))
+}
+
+/// Puts a new link or file in place at once: whoever looks meanwhile, another worker say, finds the old one or the new one.
+fn put(path: &Path, make: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let folder = path.parent().unwrap_or(Path::new(""));
+    fs::create_dir_all(folder)?;
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let new = folder.join(format!(".{}-{count}.new", std::process::id()));
+    make(&new)?;
+    fs::rename(&new, path)
 }
 
 /// The files that an index of shards names, in the index's folder.
