@@ -8,8 +8,8 @@ use actix::{Actor, Addr, AsyncContext, Context, Handler, MessageResult, Recipien
 use tokio::sync::{mpsc, watch};
 
 use super::messages::{
-    Abandon, Accepted, Cancel, CancelAll, Cancelled, Done, Drain, Failed, Find, FindResult, Generate, JobsView, List,
-    ModelDown, ModelUp, Preview, Progress, Refusal, Submit, Subscribe, Tie,
+    Abandon, Accepted, Begins, Cancel, CancelAll, Cancelled, Done, Drain, Failed, Find, FindResult, Generate, JobsView,
+    List, ModelDown, ModelUp, Preview, Progress, Refusal, Submit, Subscribe, Tie,
 };
 use super::owner::Owner;
 use super::table::{Ending, Next, Table};
@@ -202,6 +202,15 @@ impl Handler<ModelDown> for JobsActor {
                 message: format!("the model could not be loaded: {reason}"),
             })
         });
+        self.publish();
+    }
+}
+
+impl Handler<Begins> for JobsActor {
+    type Result = ();
+
+    fn handle(&mut self, Begins { id, total }: Begins, _: &mut Self::Context) {
+        self.table.begins(id, total);
         self.publish();
     }
 }

@@ -176,6 +176,16 @@ pub struct ModelDown {
     pub reason: String,
 }
 
+/// The job will have so many steps.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Begins {
+    /// The job.
+    pub id: JobId,
+    /// Steps in all.
+    pub total: u32,
+}
+
 /// A step is done.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
@@ -293,7 +303,7 @@ pub struct RunningView {
     pub id: JobId,
     /// Steps done.
     pub step: u32,
-    /// Steps in all; 0 before the first is done.
+    /// Steps in all; 0 while the model still reads the prompt.
     pub total: u32,
     /// Since when.
     pub since: Instant,

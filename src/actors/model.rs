@@ -16,7 +16,7 @@ use tracing::span::EnteredSpan;
 
 use super::jobs::JobsActor;
 use super::messages::{
-    CancelFlag, Cancelled, Done, Failed, Generate, ModelDown, ModelState, ModelUp, Preview, Progress,
+    Begins, CancelFlag, Cancelled, Done, Failed, Generate, ModelDown, ModelState, ModelUp, Preview, Progress,
 };
 use crate::domain::event::Step;
 use crate::domain::job::{JobError, JobErrorKind, JobId};
@@ -72,8 +72,9 @@ impl ModelActor {
             Ok(pipeline) => {
                 let info = Arc::new(pipeline.info().clone());
                 self.pipeline = Some(pipeline);
-                self.parts.state.send_replace(ModelState::Ready(info.clone()));
+                // In this order: whoever sees that the model is there finds the jobs actor knowing it.
                 self.parts.jobs.do_send(ModelUp);
+                self.parts.state.send_replace(ModelState::Ready(info.clone()));
                 tracing::info!(model = %info.name, seconds = begun.elapsed().as_secs_f64(), "model loaded");
             }
             Err(reason) => {
@@ -234,6 +235,10 @@ impl<'a> RunWatch<'a> {
 impl Watch for RunWatch<'_> {
     fn cancelled(&self) -> bool {
         self.cancel.is_set()
+    }
+
+    fn begins(&mut self, total: u32) {
+        self.jobs.do_send(Begins { id: self.id, total });
     }
 
     fn step(&mut self, step: Step) {

@@ -200,6 +200,18 @@ impl Table {
         Some(Next { id, request, cancel })
     }
 
+    /// The running job will have so many steps.
+    pub fn begins(&mut self, id: JobId, total: u32) {
+        let Some(running) = self.running.as_mut().filter(|running| running.id == id) else {
+            return;
+        };
+        let step = Some(Step { step: 0, total });
+        running.step = step;
+        if let Some(job) = self.jobs.get_mut(&id) {
+            job.step = step;
+        }
+    }
+
     /// A step of the running job is done.
     pub fn progress(&mut self, id: JobId, step: Step) {
         let Some(running) = self.running.as_mut().filter(|running| running.id == id) else {

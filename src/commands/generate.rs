@@ -92,8 +92,11 @@ impl Watch for Bar {
         false
     }
 
+    fn begins(&mut self, total: u32) {
+        self.0.set_length(u64::from(total));
+    }
+
     fn step(&mut self, step: Step) {
-        self.0.set_length(u64::from(step.total));
         self.0.set_position(u64::from(step.step));
     }
 

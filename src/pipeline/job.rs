@@ -85,6 +85,8 @@ impl Job<'_> {
             self.painter.vae().config().pixels_per_latent(),
             self.painter.vae().config().latent_channels,
         );
+        let steps = self.painter.scheduler(self.request)?.steps();
+        watch.begins(self.request.count * steps as u32);
         let started = Instant::now();
         let source = Source::of(self.painter, self.request, watch)?;
         let blank = match &source {

@@ -53,6 +53,8 @@ pub trait Pipeline {
 pub trait Watch {
     /// Whether to stop; asked before each step and before the VAE.
     fn cancelled(&self) -> bool;
+    /// The job will have this many steps, pictures of a batch and skipped parts counted; said once, before the first.
+    fn begins(&mut self, _total: u32) {}
     /// One denoising step is done.
     fn step(&mut self, step: Step);
     /// A small picture of how the latents look now.

@@ -57,6 +57,13 @@ fn status_shows_the_running_job() {
     worker.script.gate();
     let id = worker.enqueue("x");
     worker.enqueue("y");
+    wait_until("the number of steps", || worker.job(&id)["total"] == 4);
+    assert_eq!(worker.job(&id)["step"], 0);
+    let running = worker.get("/status").json()["queue"]["running"].clone();
+    assert_eq!(
+        (&running["step"], &running["total"], &running["eta_ms"]),
+        (&json!(0), &json!(4), &json!(null))
+    );
     worker.script.allow(2);
     wait_until("two steps", || worker.job(&id)["step"] == 2);
     let status = worker.get("/status").json();

@@ -1,16 +1,14 @@
 //! A worker process, and what it answers.
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// Longest that a load or a job of the small models may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(240);
+use crate::watched::{PATIENCE, Process};
 
 /// The program.
 pub fn program() -> Command {
@@ -21,46 +19,33 @@ pub fn program() -> Command {
 
 /// A running worker; ends with its value.
 pub struct Worker {
-    child: Child,
-    url: String,
+    process: Process,
 }
 
 impl Worker {
     /// Starts `serve` with these flags on a free port and waits until the model is there.
     pub fn start(flags: &[&str]) -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let child = program()
-            .args(["serve", "--port", &port.to_string()])
-            .args(flags)
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut worker = Self {
-            child,
-            url: format!("http://127.0.0.1:{port}"),
-        };
+        let mut serve = Command::new(env!("CARGO_BIN_EXE_sd-worker"));
+        let process = Process::start(serve.args(["serve", "--port", "0"]).args(flags));
+        process.log("model loaded");
+        // The log says so just before the pages do.
         let begun = Instant::now();
-        while !worker.is_ready() {
+        while process.get("/ready").0 != 200 {
             assert!(begun.elapsed() < PATIENCE, "the worker is not ready");
-            assert!(worker.child.try_wait().unwrap().is_none(), "the worker ended");
-            thread::sleep(Duration::from_millis(50));
+            thread::sleep(Duration::from_millis(10));
         }
-        worker
-    }
-
-    fn is_ready(&self) -> bool {
-        ureq::get(format!("{}/ready", self.url)).call().is_ok()
+        Self { process }
     }
 
     /// A GET as JSON.
     pub fn get(&self, path: &str) -> Value {
-        let mut response = ureq::get(format!("{}{path}", self.url)).call().unwrap();
+        let mut response = ureq::get(format!("{}{path}", self.process.url)).call().unwrap();
         response.body_mut().read_json().unwrap()
     }
 
     /// A POST; the answer's headers that start with `x-`, and its body.
     pub fn post(&self, path: &str, accept: &str, body: &Value) -> (Vec<(String, String)>, Vec<u8>) {
-        let mut response = ureq::post(format!("{}{path}", self.url))
+        let mut response = ureq::post(format!("{}{path}", self.process.url))
             .config()
             .timeout_global(Some(PATIENCE))
             .build()
@@ -92,19 +77,9 @@ impl Worker {
     }
 
     /// Asks it to end, as a hive does, and gives its exit code.
-    #[cfg(unix)]
     pub fn stop(mut self) -> Option<i32> {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-        self.child.wait().unwrap().code()
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        // Both fail only where it has ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.process.signal("TERM");
+        self.process.end().code()
     }
 }
 

@@ -93,6 +93,7 @@ impl Pipeline for FakePipeline {
         script.runs.fetch_add(1, Ordering::SeqCst);
         script.prompts.lock().unwrap().push(request.prompt.clone());
         script.requests.lock().unwrap().push(request.clone());
+        watch.begins(request.steps);
         for step in 1..=request.steps {
             if !script.pass(watch) {
                 return Err(PipelineError::Cancelled);

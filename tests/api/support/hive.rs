@@ -8,6 +8,9 @@ use std::thread;
 
 use serde_json::Value;
 
+/// The answer of a hive that is down: it closes the connection.
+pub const HANG_UP: u16 = 0;
+
 /// One report.
 #[derive(Clone, Debug)]
 pub struct Report {
@@ -38,11 +41,7 @@ struct State {
 impl FakeHive {
     /// A hive on a free port.
     pub fn start() -> Self {
-        Self::on(TcpListener::bind("127.0.0.1:0").unwrap())
-    }
-
-    /// A hive on a port that was taken before.
-    pub fn on(listener: TcpListener) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let state = Arc::new(State::default());
         state.ready.store(200, Ordering::SeqCst);
@@ -88,6 +87,9 @@ fn answer(socket: TcpStream, state: &State) {
             _ => state.ready.load(Ordering::SeqCst),
         };
         state.reports.lock().unwrap().push(report);
+        if status == HANG_UP {
+            return;
+        }
         if write!(socket, "HTTP/1.1 {status} x\r\ncontent-length: 2\r\n\r\n{{}}").is_err() {
             return;
         }

@@ -7,7 +7,7 @@ mod worker;
 
 pub use events::{Event, names};
 pub use fake::info;
-pub use hive::FakeHive;
+pub use hive::{FakeHive, HANG_UP};
 pub use worker::{Answer, Plan, Worker, wait_until};
 
 use base64::Engine;

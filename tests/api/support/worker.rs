@@ -19,7 +19,7 @@ use super::events::EventStream;
 use super::fake::{FakePipeline, Script, info};
 
 /// Longest that anything in a test may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What happens before the pipeline is there; the number counts loads from 1.
 pub type BeforeLoad = Box<dyn FnMut(usize, &mut dyn LoadWatch) -> Result<(), LoadError> + Send>;
@@ -147,16 +147,11 @@ impl Worker {
         }
     }
 
-    /// Whether it has ended, within `time`.
-    pub fn has_ended(&self, time: Duration) -> bool {
-        let deadline = Instant::now() + time;
-        while Instant::now() < deadline {
-            if self.thread.as_ref().is_none_or(JoinHandle::is_finished) {
-                return true;
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
-        false
+    /// Waits for the end of its thread.
+    pub fn wait_for_end(&self) {
+        wait_until("it has ended", || {
+            self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+        });
     }
 
     /// `GET`
