@@ -82,9 +82,8 @@ pub async fn stream(state: Data<AppState>, path: Path<String>, request: HttpRequ
         id,
         events: events.ok_or_else(|| unknown(&path))?,
         owner: None,
-        keep_alive: state.keep_alive,
     };
-    Ok(sse::respond(HttpResponse::Ok(), source))
+    Ok(sse::respond(&request, source, state.keep_alive))
 }
 
 /// `GET /v1/jobs/{id}/images/{index}`

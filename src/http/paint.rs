@@ -66,9 +66,8 @@ async fn paint(
                 id: job.id,
                 events,
                 owner,
-                keep_alive: state.keep_alive,
             };
-            Ok(sse::respond(response, source))
+            Ok(sse::respond(request, source, state.keep_alive))
         }
         Answer::Json => {
             let generation = outcome(events, owner).await?;

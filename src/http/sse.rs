@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use actix_web::http::header::CACHE_CONTROL;
-use actix_web::web::{Bytes, block};
-use actix_web::{HttpResponse, HttpResponseBuilder};
+use actix_web::http::header::{HeaderName, HeaderValue};
+use actix_web::web::block;
+use actix_web::{HttpRequest, HttpResponse, Responder};
+use actix_web_lab::sse::{Data, Event, Sse};
 use futures_util::{Stream, stream};
 use tokio::sync::mpsc;
 
@@ -14,9 +15,6 @@ use crate::actors::owner::Owner;
 use crate::domain::event::{JobEvent, Numbered};
 use crate::domain::job::JobId;
 
-const KEEP_ALIVE: &[u8] = b": keep-alive\n\n";
-const DONE: &[u8] = b"data: [DONE]\n\n";
-
 /// What a stream is made of.
 pub struct Source {
     /// The job.
@@ -25,53 +23,75 @@ pub struct Source {
     pub events: mpsc::Receiver<Numbered>,
     /// Whoever goes away with the stream and takes the job along.
     pub owner: Option<Owner>,
-    /// Time between keep-alive comments.
-    pub keep_alive: Duration,
+}
+
+/// Where a stream stands.
+enum Turn {
+    Events(Source),
+    Done,
 }
 
 /// Sends the events until the last one, then `[DONE]`.
-pub fn respond(mut answer: HttpResponseBuilder, source: Source) -> HttpResponse {
-    answer
-        .content_type("text/event-stream; charset=utf-8")
-        .insert_header((CACHE_CONTROL, "no-cache"))
-        // Proxies that buffer would hold progress back.
-        .insert_header(("x-accel-buffering", "no"))
-        .streaming(frames(source))
-}
-
-fn frames(source: Source) -> impl Stream<Item = Result<Bytes, ApiError>> {
-    stream::unfold(Some(source), |source| async {
-        let mut source = source?;
-        let received = tokio::time::timeout(source.keep_alive, source.events.recv()).await;
-        match received {
-            Err(_) => Some((Ok(Bytes::from_static(KEEP_ALIVE)), Some(source))),
-            // This reader had seen the last event already.
-            Ok(None) => Some((Ok(Bytes::from_static(DONE)), None)),
-            Ok(Some(numbered)) => {
-                let last = numbered.event.is_final();
-                if let (true, Some(owner)) = (last, source.owner.as_mut()) {
-                    owner.release();
-                }
-                let frame = frame(source.id, numbered).await;
-                Some((frame, (!last).then_some(source)))
-            }
+pub fn respond(request: &HttpRequest, source: Source, keep_alive: Duration) -> HttpResponse {
+    let id = source.id;
+    let events = stream::unfold(Some(Turn::Events(source)), |turn| async {
+        match turn? {
+            Turn::Done => Some((Ok(done()), None)),
+            Turn::Events(source) => next(source).await,
         }
-    })
+    });
+    send(request, id, events, keep_alive)
 }
 
-async fn frame(id: JobId, numbered: Numbered) -> Result<Bytes, ApiError> {
+/// Sends a stream of events, with comments where nothing happens for a while. Nothing is read from the stream that its
+/// reader does not take; when the reader goes, the stream is dropped.
+pub fn send(
+    request: &HttpRequest,
+    id: JobId,
+    events: impl Stream<Item = Result<Event, ApiError>> + 'static,
+    keep_alive: Duration,
+) -> HttpResponse {
+    let mut response = Sse::from_stream(events).with_keep_alive(keep_alive).respond_to(request);
+    let headers = response.headers_mut();
+    // Proxies that buffer would hold progress back.
+    headers.insert(
+        HeaderName::from_static("x-accel-buffering"),
+        HeaderValue::from_static("no"),
+    );
+    if let Ok(id) = HeaderValue::from_str(&id.to_string()) {
+        headers.insert(HeaderName::from_static("x-job-id"), id);
+    }
+    response
+}
+
+async fn next(mut source: Source) -> Option<(Result<Event, ApiError>, Option<Turn>)> {
+    let Some(numbered) = source.events.recv().await else {
+        // This reader had seen the last event already.
+        return Some((Ok(done()), None));
+    };
+    let last = numbered.event.is_final();
+    if let (true, Some(owner)) = (last, source.owner.as_mut()) {
+        owner.release();
+    }
+    let event = event(source.id, numbered).await;
+    let turn = if last { Turn::Done } else { Turn::Events(source) };
+    Some((event, Some(turn)))
+}
+
+fn done() -> Event {
+    Data::new("[DONE]").into()
+}
+
+async fn event(id: JobId, numbered: Numbered) -> Result<Event, ApiError> {
     match &numbered.event {
         // Base64 of whole pictures is too much for a thread that answers others.
-        JobEvent::Completed(_) => Ok(block(move || text(id, &numbered)).await?),
-        _ => Ok(text(id, &numbered)),
+        JobEvent::Completed(_) => Ok(block(move || data(id, &numbered)).await?),
+        _ => Ok(data(id, &numbered)),
     }
 }
 
-fn text(id: JobId, numbered: &Numbered) -> Bytes {
+fn data(id: JobId, numbered: &Numbered) -> Event {
     let (name, data) = wire::event(id, &numbered.event);
-    let mut text = format!("id: {}\nevent: {name}\ndata: {data}\n\n", numbered.number).into_bytes();
-    if numbered.event.is_final() {
-        text.extend_from_slice(DONE);
-    }
-    text.into()
+    let data = Data::new(data.to_string()).event(name);
+    data.id(numbered.number.to_string()).into()
 }

@@ -140,7 +140,7 @@ fn streams_have_partial_images_and_one_completed_a_picture() {
 
 fn stream(text: &str) -> Vec<Value> {
     text.split("\n\n")
-        .filter(|frame| !frame.is_empty())
+        .filter(|frame| !frame.is_empty() && !frame.starts_with(": "))
         .map(|frame| {
             let (name, data) = frame.split_once('\n').unwrap();
             let data: Value = serde_json::from_str(data.strip_prefix("data: ").unwrap()).unwrap();

@@ -18,6 +18,7 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::intake::Checker;
 use super::paint::outcome;
+use super::sse;
 use super::state::AppState;
 use crate::actors::messages::{Accepted, Submit, Tie};
 use crate::domain::event::Generation;
@@ -84,16 +85,18 @@ async fn answer(state: &AppState, request: &HttpRequest, call: Call) -> Result<H
         .await
         .map_err(ApiError::from)?
         .map_err(ApiError::from)?;
-    let mut response = HttpResponse::Ok();
-    response.insert_header(("x-job-id", job.id.to_string()));
     if look.stream {
-        return Ok(Stream::new(events, owner, look, size, state.keep_alive).respond(response));
+        let events = Stream::new(events, owner, look, size).events();
+        return Ok(sse::send(request, job.id, events, state.keep_alive));
     }
     let generation = outcome(events, owner).await?;
     let base = own_url(request);
     let text = block(move || list(job.id, &generation, look, size, &base).map(|list| list.to_string())).await;
     let text = text.map_err(ApiError::from)??;
-    Ok(response.content_type("application/json").body(text))
+    Ok(HttpResponse::Ok()
+        .insert_header(("x-job-id", job.id.to_string()))
+        .content_type("application/json")
+        .body(text))
 }
 
 /// The URL under which the caller reached this worker.

@@ -1,11 +1,10 @@
 //! A job's events as OpenAI's clients read them.
 
 use std::collections::VecDeque;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use actix_web::http::header::CACHE_CONTROL;
-use actix_web::web::{Bytes, block};
-use actix_web::{HttpResponse, HttpResponseBuilder};
+use actix_web::web::block;
+use actix_web_lab::sse::{Data, Event};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::stream;
@@ -26,59 +25,45 @@ pub struct Stream {
     owner: Option<Owner>,
     look: Look,
     size: Size,
-    keep_alive: Duration,
     partials_sent: u32,
-    /// Frames that wait to be sent.
-    ready: VecDeque<Bytes>,
+    /// Events that wait to be sent.
+    ready: VecDeque<Event>,
     over: bool,
 }
 
 impl Stream {
     /// Of a job's events; the job is cancelled when the stream is dropped before its end.
-    pub fn new(
-        events: mpsc::Receiver<Numbered>,
-        owner: Option<Owner>,
-        look: Look,
-        size: Size,
-        keep_alive: Duration,
-    ) -> Self {
+    pub fn new(events: mpsc::Receiver<Numbered>, owner: Option<Owner>, look: Look, size: Size) -> Self {
         Self {
             events,
             owner,
             look,
             size,
-            keep_alive,
             partials_sent: 0,
             ready: VecDeque::new(),
             over: false,
         }
     }
 
-    /// Sends it.
-    pub fn respond(self, mut answer: HttpResponseBuilder) -> HttpResponse {
-        let frames = stream::unfold(self, |mut stream| async move {
-            let frame = stream.next().await?;
-            Some((Ok::<_, ApiError>(frame), stream))
-        });
-        answer
-            .content_type("text/event-stream; charset=utf-8")
-            .insert_header((CACHE_CONTROL, "no-cache"))
-            .insert_header(("x-accel-buffering", "no"))
-            .streaming(frames)
+    /// The events one by one.
+    pub fn events(self) -> impl stream::Stream<Item = Result<Event, ApiError>> {
+        stream::unfold(self, |mut stream| async move {
+            let event = stream.next().await?;
+            Some((Ok(event), stream))
+        })
     }
 
-    async fn next(&mut self) -> Option<Bytes> {
+    async fn next(&mut self) -> Option<Event> {
         loop {
-            if let Some(frame) = self.ready.pop_front() {
-                return Some(frame);
+            if let Some(event) = self.ready.pop_front() {
+                return Some(event);
             }
             if self.over {
                 return None;
             }
-            match tokio::time::timeout(self.keep_alive, self.events.recv()).await {
-                Err(_) => return Some(Bytes::from_static(b": keep-alive\n\n")),
-                Ok(None) => self.over = true,
-                Ok(Some(numbered)) => self.take(numbered.event).await,
+            match self.events.recv().await {
+                None => self.over = true,
+                Some(numbered) => self.take(numbered.event).await,
             }
         }
     }
@@ -96,7 +81,7 @@ impl Stream {
             JobEvent::Completed(generation) => {
                 let (look, size) = (self.look, self.size);
                 match block(move || completed(&generation, look, size)).await {
-                    Ok(Ok(frames)) => self.ready.extend(frames),
+                    Ok(Ok(events)) => self.ready.extend(events),
                     Ok(Err(error)) => self.ready.push_back(failure(&error)),
                     Err(error) => self.ready.push_back(failure(&error.into())),
                 }
@@ -113,16 +98,16 @@ impl Stream {
         let mut data = picture(&image.bytes, image.format.name(), self.size);
         data["partial_image_index"] = self.partials_sent.into();
         self.partials_sent += 1;
-        self.ready.push_back(frame(&name(self.look, "partial_image"), data));
+        self.ready.push_back(event(&name(self.look, "partial_image"), data));
     }
 }
 
-fn completed(generation: &Generation, look: Look, size: Size) -> Result<Vec<Bytes>, ApiError> {
+fn completed(generation: &Generation, look: Look, size: Size) -> Result<Vec<Event>, ApiError> {
     let one = |image: &EncodedImage| {
         let mut data = picture(&look.file(image)?, look.format.name(), size);
         data["usage"] = usage();
         data["seed"] = image.seed.into();
-        Ok(frame(&name(look, "completed"), data))
+        Ok(event(&name(look, "completed"), data))
     };
     generation.images.iter().map(one).collect()
 }
@@ -141,11 +126,11 @@ fn picture(bytes: &[u8], format: &str, size: Size) -> Value {
     })
 }
 
-fn failure(error: &ApiError) -> Bytes {
-    frame("error", OpenAiError::json(error))
+fn failure(error: &ApiError) -> Event {
+    event("error", OpenAiError::json(error))
 }
 
-fn frame(name: &str, mut data: Value) -> Bytes {
+fn event(name: &str, mut data: Value) -> Event {
     data["type"] = name.into();
-    format!("event: {name}\ndata: {data}\n\n").into()
+    Data::new(data.to_string()).event(name).into()
 }
