@@ -126,10 +126,8 @@ impl Conv2d {
         } = shape;
         let full = [outputs, inputs, kernel, kernel];
         let flat = kernel == 1 && weights.shape("weight").is_some_and(|found| found.len() == 2);
-        let stored = weights
-            .tensor("weight", &full[..if flat { 2 } else { 4 }])?
-            .reshape(full.to_vec())?;
-        let slot = Rc::new(WeightSlot::of_dense(&stored, SlotLayout::ConvNhwc)?);
+        let found = &full[..if flat { 2 } else { 4 }];
+        let slot = Rc::new(weights.slot("weight", found, &full, SlotLayout::ConvNhwc)?);
         weights.layers().insert(weights.layer_name(), slot.clone());
         Ok(Self {
             slot,

@@ -1,9 +1,7 @@
 //! Linear layers, dense or quantised.
 
-use std::borrow::Cow;
 use std::rc::Rc;
 
-use candle_core::quantized::{QStorage, QTensor};
 use candle_core::{D, Result, Tensor};
 
 use super::cpu::{self, Tail};
@@ -56,11 +54,9 @@ impl Linear {
         let found: &[usize] = if is_pointwise { &pointwise } else { &matrix };
         let slot = match weights.stored("weight", found) {
             Some(StoredType::Ggml(format)) if inputs.is_multiple_of(format.block_size()) && format.block_size() > 1 => {
-                let raw = weights.raw("weight", found)?;
-                let storage = QStorage::from_data(Cow::Borrowed(&raw.bytes), weights.device(), format)?;
-                WeightSlot::quantised(QTensor::new(storage, matrix.to_vec())?, weights.dtype())
+                weights.blocks("weight", found, &matrix, format)?
             }
-            _ => WeightSlot::of_dense(&weights.tensor("weight", found)?.reshape(matrix.to_vec())?, layout)?,
+            _ => weights.slot("weight", found, &matrix, layout)?,
         };
         let slot = Rc::new(slot);
         weights.layers().insert(weights.layer_name(), slot.clone());
@@ -161,6 +157,7 @@ impl Linear {
         let inputs = x.dim(D::Minus1)?;
         let rows = x.reshape(((), inputs))?.contiguous()?;
         let fast = match self.slot.current() {
+            // Its product has the gate in it already.
             Weight::Packed(packed) if packed.is_gated() => None,
             _ => self.fast(&rows, &Tail::default())?,
         };
@@ -173,8 +170,7 @@ impl Linear {
             },
         };
         for side in self.slot.sides() {
-            let beside = rows.matmul(&side.down.t()?)?.matmul(&side.up.t()?)?;
-            y = (y + (beside * side.scale)?)?;
+            y = (y + (side.factors.product(&rows)? * side.scale)?)?;
         }
         if let Some(bias) = &self.bias {
             y = y.broadcast_add(bias)?;
@@ -209,8 +205,8 @@ impl GegluLinear {
     /// # Errors
     /// As [`Linear::forward`].
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let packed = matches!(self.proj.slot.current(), Weight::Packed(_));
-        if packed && self.proj.slot.sides().is_empty() {
+        let gated = matches!(self.proj.slot.current(), Weight::Packed(packed) if packed.is_gated());
+        if gated {
             let tail = Tail {
                 bias: self.proj.bias.as_ref(),
                 activation: Some(Activation::GeluErf),
@@ -220,7 +216,7 @@ impl GegluLinear {
                 return Ok(y);
             }
         }
-        if packed {
+        if gated {
             return geglu(&self.proj.plain(x)?);
         }
         geglu(&self.proj.forward(x)?)

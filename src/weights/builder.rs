@@ -1,13 +1,21 @@
 //! How a model asks for its weights: a source, a prefix, a device and a compute type.
 
+use std::borrow::Cow;
+use std::cell::RefCell;
 use std::fmt::Display;
+use std::ops::Range;
 use std::rc::Rc;
 
+use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
+use sd_kernels::ViewMut;
 
 use super::convert::{Number, float_width};
-use super::{LayerTable, NumbersMut, RawTensor, StoredType, TensorSource, WeightsError};
+use super::{
+    LayerTable, Located, NumbersMut, RawTensor, SlotLayout, StoredType, TensorSource, WeightSlot, WeightsError,
+};
+use crate::ops::pack_rows;
 
 /// A view of a [`TensorSource`] below a name prefix, that makes tensors of one device and compute type.
 ///
@@ -23,6 +31,8 @@ pub struct Weights {
     device: Device,
     dtype: DType,
     layers: Rc<LayerTable>,
+    /// Kept from blocks to blocks, so that their memory is asked for once.
+    bytes: Rc<RefCell<Vec<u8>>>,
 }
 
 impl Weights {
@@ -35,6 +45,7 @@ impl Weights {
             device,
             dtype,
             layers: Rc::default(),
+            bytes: Rc::default(),
         }
     }
 
@@ -158,6 +169,65 @@ impl Weights {
     pub fn raw(&self, name: impl Display, shape: &[usize]) -> Result<RawTensor, WeightsError> {
         let name = self.expected(name, shape)?;
         self.source.read(&name)
+    }
+
+    /// A layer's weight, `found` in the file and `shape` in the model (which differ in dimensions of one only), as the layer
+    /// computes with it: where it can be, packed while it is read.
+    ///
+    /// # Errors
+    /// As [`Weights::tensor`].
+    pub fn slot(
+        &self,
+        name: impl Display,
+        found: &[usize],
+        shape: &[usize],
+        layout: SlotLayout,
+    ) -> Result<WeightSlot, WeightsError> {
+        let full = self.expected(&name, found)?;
+        if let Some(located) = self.source.locate(&full, None)?.filter(Located::is_plain) {
+            let row = shape.get(1..).unwrap_or(&[]).iter().product::<usize>();
+            let fetch = |rows: Range<usize>, into: ViewMut<'_>| {
+                let into = match into {
+                    ViewMut::F32(numbers) => NumbersMut::F32(numbers),
+                    ViewMut::Bf16(numbers) => NumbersMut::Bf16(numbers),
+                };
+                located.read_numbers(rows.start * row, into)
+            };
+            let place = (&self.device, self.dtype);
+            if let Some(packed) = pack_rows(place, shape, layout.packing(), fetch)? {
+                return Ok(WeightSlot::of_packed(packed, shape, layout, place));
+            }
+        }
+        let stored = self.tensor(name, found)?.reshape(shape)?;
+        Ok(WeightSlot::of_dense(&stored, layout)?)
+    }
+
+    /// A layer's weight of shape `(out, in)` in GGUF's blocks of the given format; `found` is its shape in the file.
+    ///
+    /// # Errors
+    /// As [`Weights::tensor`].
+    pub fn blocks(
+        &self,
+        name: impl Display,
+        found: &[usize],
+        shape: &[usize],
+        format: GgmlDType,
+    ) -> Result<WeightSlot, WeightsError> {
+        let full = self.expected(name, found)?;
+        let storage = match self.source.locate(&full, None)? {
+            Some(located) => {
+                let mut bytes = self.bytes.borrow_mut();
+                if bytes.len() < located.byte_count() {
+                    bytes.resize(located.byte_count(), 0);
+                }
+                let bytes = &mut bytes[..located.byte_count()];
+                located.read_bytes(bytes)?;
+                QStorage::from_data(Cow::Borrowed(bytes), &self.device, format)?
+            }
+            None => QStorage::from_data(Cow::Owned(self.source.read(&full)?.bytes), &self.device, format)?,
+        };
+        let blocks = QTensor::new(storage, shape.to_vec())?;
+        Ok(WeightSlot::quantised(blocks, self.dtype))
     }
 
     /// How `name` is stored, if the source has it; `shape` is what the model will ask for.

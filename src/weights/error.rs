@@ -107,6 +107,12 @@ pub enum WeightsError {
     Tensor(#[from] candle_core::Error),
 }
 
+impl From<sd_kernels::KernelError> for WeightsError {
+    fn from(error: sd_kernels::KernelError) -> Self {
+        Self::Tensor(candle_core::Error::wrap(error))
+    }
+}
+
 impl WeightsError {
     /// A damaged file.
     pub(crate) fn damaged(path: &Path, reason: impl Into<String>) -> Self {

@@ -11,7 +11,7 @@ use candle_core::quantized::GgmlDType;
 
 use super::gguf_header::{GgufHeader, RawInfo, read_gguf_header};
 use super::storage::Storage;
-use super::{NumbersMut, RawTensor, StoredType, TensorSource, WeightsError};
+use super::{Located, StoredType, TensorSource, WeightsError};
 
 /// The tensors of one GGUF file.
 #[derive(Debug)]
@@ -217,56 +217,13 @@ impl TensorSource for Gguf {
         self.tensors.get(name).map(|entry| (entry.shape.clone(), entry.stored))
     }
 
-    fn read(&self, name: &str) -> Result<RawTensor, WeightsError> {
+    fn locate(&self, name: &str, rows: Option<Range<usize>>) -> Result<Option<Located<'_>>, WeightsError> {
         let entry = self
             .tensors
             .get(name)
             .ok_or_else(|| WeightsError::Missing { name: name.to_owned() })?;
-        let bytes = self.storage.read_tensor(name, entry.stored, entry.offset, entry.len)?;
-        Ok(RawTensor {
-            stored: entry.stored,
-            shape: entry.shape.clone(),
-            bytes,
-        })
-    }
-
-    fn read_numbers(&self, name: &str, rows: Option<Range<usize>>, into: NumbersMut<'_>) -> Result<(), WeightsError> {
-        let plain = self
-            .tensors
-            .get(name)
-            .filter(|entry| !matches!(entry.stored, StoredType::Ggml(_)));
-        match (plain, rows) {
-            (Some(entry), None) => {
-                into.check(name, &entry.shape)?;
-                self.storage.read_into(name, entry.stored, entry.offset, into)
-            }
-            (_, None) => self.read(name)?.fill(name, into),
-            (_, Some(rows)) => self.read_rows(name, rows)?.fill(name, into),
-        }
-    }
-
-    fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<RawTensor, WeightsError> {
-        let entry = self
-            .tensors
-            .get(name)
-            .ok_or_else(|| WeightsError::Missing { name: name.to_owned() })?;
-        let (shape, range) = super::source::row_range(name, &entry.shape, entry.len, &rows)?;
-        if let StoredType::Ggml(kind) = entry.stored
-            && (range.start % kind.type_size() != 0 || range.len() % kind.type_size() != 0)
-        {
-            let found = format!("{kind:?} blocks that reach over rows");
-            return Err(WeightsError::Type {
-                name: name.to_owned(),
-                found,
-            });
-        }
-        let offset = entry.offset + range.start as u64;
-        let bytes = self.storage.read_tensor(name, entry.stored, offset, range.len())?;
-        Ok(RawTensor {
-            stored: entry.stored,
-            shape,
-            bytes,
-        })
+        let what = (entry.stored, entry.shape.as_slice());
+        Located::new(&self.storage, name, what, (entry.offset, entry.len), rows).map(Some)
     }
 }
 

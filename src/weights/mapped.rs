@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::rc::Rc;
 
-use super::{NumbersMut, RawTensor, StoredType, TensorSource, WeightsError};
+use super::{Located, RawTensor, StoredType, TensorSource, WeightsError};
 
 /// How one tensor of the model is made from one tensor of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,13 +108,19 @@ impl TensorSource for Mapped {
         Some((laid_out(piece.layout, shape), stored))
     }
 
-    fn read_numbers(&self, name: &str, rows: Option<Range<usize>>, into: NumbersMut<'_>) -> Result<(), WeightsError> {
-        let piece = self.pieces.get(name).filter(|piece| piece.keeps_order());
-        match (piece, rows) {
-            (Some(piece), None) => self.inner.read_numbers(&piece.name, piece.rows.clone(), into),
-            (_, None) => self.read(name)?.fill(name, into),
-            (_, Some(rows)) => self.read_rows(name, rows)?.fill(name, into),
-        }
+    fn locate(&self, name: &str, rows: Option<Range<usize>>) -> Result<Option<Located<'_>>, WeightsError> {
+        let Some(piece) = self.pieces.get(name).filter(|piece| piece.keeps_order()) else {
+            return Ok(None);
+        };
+        let rows = match (&piece.rows, rows) {
+            (None, rows) => rows,
+            (Some(ours), None) => Some(ours.clone()),
+            (Some(ours), Some(rows)) if rows.start <= rows.end && rows.end <= ours.len() => {
+                Some(ours.start + rows.start..ours.start + rows.end)
+            }
+            (Some(_), Some(_)) => return Ok(None),
+        };
+        self.inner.locate(&piece.name, rows)
     }
 
     fn read(&self, name: &str) -> Result<RawTensor, WeightsError> {

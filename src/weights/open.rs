@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::beside::{open_tensors, vae_at};
+use super::ema_names::with_averages;
 use super::folder::is_pickle;
 use super::hub::{Hub, HubConfig, OnProgress};
 use super::presets::t5_tokenizer;
@@ -88,7 +89,7 @@ impl ModelFiles {
         let mut models = Vec::new();
         for name in names.iter().filter(|name| is_tensors(name)) {
             let (file, _) = open_tensors(&path.join(name))?;
-            if recognise(file.as_ref()).is_ok() {
+            if recognise(with_averages(file).as_ref()).is_ok() {
                 models.push(name.clone());
             }
         }

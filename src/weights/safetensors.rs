@@ -5,9 +5,8 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::header::{Entry, read_header};
-use super::source::row_range;
 use super::storage::Storage;
-use super::{NumbersMut, RawTensor, StoredType, TensorSource, WeightsError};
+use super::{Located, StoredType, TensorSource, WeightsError};
 
 /// The tensors of one safetensors file, or of the shards of one model together.
 #[derive(Debug)]
@@ -97,35 +96,9 @@ impl TensorSource for SafeTensors {
             .map(|(_, entry)| (entry.shape.clone(), entry.stored))
     }
 
-    fn read(&self, name: &str) -> Result<RawTensor, WeightsError> {
+    fn locate(&self, name: &str, rows: Option<Range<usize>>) -> Result<Option<Located<'_>>, WeightsError> {
         let (file, entry) = self.entry(name)?;
-        let bytes = file.read_tensor(name, entry.stored, entry.offset, entry.len)?;
-        Ok(RawTensor {
-            stored: entry.stored,
-            shape: entry.shape.clone(),
-            bytes,
-        })
-    }
-
-    fn read_numbers(&self, name: &str, rows: Option<Range<usize>>, into: NumbersMut<'_>) -> Result<(), WeightsError> {
-        let (file, entry) = self.entry(name)?;
-        let (shape, bytes) = match rows {
-            Some(rows) => row_range(name, &entry.shape, entry.len, &rows)?,
-            None => (entry.shape.clone(), 0..entry.len),
-        };
-        into.check(name, &shape)?;
-        file.read_into(name, entry.stored, entry.offset + bytes.start as u64, into)
-    }
-
-    fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<RawTensor, WeightsError> {
-        let (file, entry) = self.entry(name)?;
-        let (shape, bytes) = row_range(name, &entry.shape, entry.len, &rows)?;
-        let offset = entry.offset + bytes.start as u64;
-        let bytes = file.read_tensor(name, entry.stored, offset, bytes.len())?;
-        Ok(RawTensor {
-            stored: entry.stored,
-            shape,
-            bytes,
-        })
+        let what = (entry.stored, entry.shape.as_slice());
+        Located::new(file, name, what, (entry.offset, entry.len), rows).map(Some)
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use super::{RawTensor, StoredType, TensorSource, WeightsError};
+use super::{Located, RawTensor, StoredType, TensorSource, WeightsError};
 
 /// A source whose scaled fp8 tensors are seen as their true numbers, in bf16.
 pub(super) struct ScaledFp8(Rc<dyn TensorSource>);
@@ -69,6 +69,13 @@ impl TensorSource for ScaledFp8 {
                 .strip_suffix(".weight")
                 .is_some_and(|layer| self.0.describe(&format!("{layer}{SCALE}")).is_some());
         Some((shape, if scaled { StoredType::Bf16 } else { stored }))
+    }
+
+    fn locate(&self, name: &str, rows: Option<Range<usize>>) -> Result<Option<Located<'_>>, WeightsError> {
+        match self.0.describe(name) {
+            Some((_, stored)) if self.scale(name, stored)?.is_some() => Ok(None),
+            _ => self.0.locate(name, rows),
+        }
     }
 
     fn read(&self, name: &str) -> Result<RawTensor, WeightsError> {

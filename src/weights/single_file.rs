@@ -8,6 +8,7 @@ use std::rc::Rc;
 use serde_json::{Value, json};
 
 use super::beside::{Beside, FileFacts, open_tensors, text_encoder_in, vae_in};
+use super::ema_names::with_averages;
 use super::flux_names::original_flux;
 use super::recognise::{Denoiser, Naming, prediction, recognise};
 use super::sd_names::ldm_unet;
@@ -25,6 +26,7 @@ impl ModelFiles {
     /// It fits no family, a part is missing, or it is damaged.
     pub fn from_file(path: &Path, options: &OpenOptions) -> Result<Self, WeightsError> {
         let (file, facts) = open_tensors(path)?;
+        let file = with_averages(file);
         let denoiser = recognise(file.as_ref()).map_err(|found| WeightsError::Unrecognised {
             path: path.to_owned(),
             found,

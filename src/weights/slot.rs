@@ -32,14 +32,18 @@ pub enum SlotLayout {
 }
 
 impl SlotLayout {
-    /// `stored` as it is computed with: packed where the device has kernels for it.
-    fn prepare(self, stored: &Tensor) -> Result<Weight> {
-        let packing = match self {
+    /// How the CPU's kernels are to have it.
+    pub(super) fn packing(self) -> Packing {
+        match self {
             Self::AsStored => Packing::Linear,
             Self::Gated => Packing::Gated,
             Self::ConvNhwc => Packing::Conv,
-        };
-        match pack(stored, packing)? {
+        }
+    }
+
+    /// `stored` as it is computed with: packed where the device has kernels for it.
+    fn prepare(self, stored: &Tensor) -> Result<Weight> {
+        match pack(stored, self.packing())? {
             Some(packed) => Ok(Weight::Packed(packed)),
             None => self.turn(stored).map(Weight::Dense),
         }
@@ -60,15 +64,93 @@ impl SlotLayout {
     }
 }
 
-/// A product beside a weight: the layer adds `scale * up(down(x))` to its output.
+/// A product beside a weight: the layer adds `scale * factors(x)` to its output.
 #[derive(Clone, Debug)]
 pub struct Side {
-    /// `(rank, in)`, in the compute type.
-    pub down: Tensor,
-    /// `(out, rank)`, in the compute type.
-    pub up: Tensor,
+    /// What is multiplied with, in the compute type.
+    pub factors: Factors,
     /// Multiplier.
     pub scale: f64,
+}
+
+/// A matrix `(out, in)` by the small ones that it is made of.
+#[derive(Clone, Debug)]
+pub enum Factors {
+    /// `up` times `down`.
+    LowRank {
+        /// `(rank, in)`.
+        down: Tensor,
+        /// `(out, rank)`.
+        up: Tensor,
+    },
+    /// The Kronecker product of `first` and `second`.
+    Kronecker {
+        /// `(a, b)`, with `out = a * c` and `in = b * d`.
+        first: Tensor,
+        /// `(c, d)`.
+        second: Tensor,
+    },
+}
+
+impl Factors {
+    /// `(out, in)` of the whole matrix.
+    ///
+    /// # Errors
+    /// A factor is no matrix, or the ranks differ.
+    pub fn dims(&self) -> Result<(usize, usize)> {
+        match self {
+            Self::LowRank { down, up } => {
+                let ((rank, inputs), (outputs, rank_up)) = (down.dims2()?, up.dims2()?);
+                if rank != rank_up {
+                    candle_core::bail!("the ranks {rank} and {rank_up} differ");
+                }
+                Ok((outputs, inputs))
+            }
+            Self::Kronecker { first, second } => {
+                let ((a, b), (c, d)) = (first.dims2()?, second.dims2()?);
+                Ok((a * c, b * d))
+            }
+        }
+    }
+
+    /// How many numbers they have together.
+    pub fn count(&self) -> usize {
+        match self {
+            Self::LowRank { down: a, up: b } | Self::Kronecker { first: a, second: b } => {
+                a.elem_count() + b.elem_count()
+            }
+        }
+    }
+
+    /// The product with rows `x` `(n, in)`: `(n, out)`.
+    ///
+    /// # Errors
+    /// The shapes do not fit, or the device refused.
+    pub fn product(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::LowRank { down, up } => x.matmul(&down.t()?)?.matmul(&up.t()?),
+            Self::Kronecker { first, second } => {
+                let (rows, ((a, b), (c, d))) = (x.dim(0)?, (first.dims2()?, second.dims2()?));
+                let inner = x.reshape((rows * b, d))?.matmul(&second.t()?)?.reshape((rows, b, c))?;
+                let inner = inner.transpose(1, 2)?.contiguous()?.reshape((rows * c, b))?;
+                let outer = inner.matmul(&first.t()?)?.reshape((rows, c, a))?;
+                outer.transpose(1, 2)?.contiguous()?.reshape((rows, a * c))
+            }
+        }
+    }
+
+    fn map(&self, f: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
+        Ok(match self {
+            Self::LowRank { down, up } => Self::LowRank {
+                down: f(down)?,
+                up: f(up)?,
+            },
+            Self::Kronecker { first, second } => Self::Kronecker {
+                first: f(first)?,
+                second: f(second)?,
+            },
+        })
+    }
 }
 
 #[derive(Debug)]
@@ -104,6 +186,16 @@ impl WeightSlot {
             stored.dtype(),
             stored.device().clone(),
         ))
+    }
+
+    /// A slot that holds a weight of the file's shape, packed in `layout`, for a device and a compute type.
+    pub(super) fn of_packed(
+        packed: Arc<PackedWeights>,
+        shape: &[usize],
+        layout: SlotLayout,
+        (device, dtype): (&Device, DType),
+    ) -> Self {
+        Self::new(Weight::Packed(packed), shape.to_vec(), layout, dtype, device.clone())
     }
 
     /// A slot that holds quantised blocks of shape `(out, in)`; `dtype` is the type that its layer computes with.
@@ -215,28 +307,39 @@ impl WeightSlot {
         Ok(())
     }
 
-    /// Adds `scale * up(down(x))` to the layer's output until [`WeightSlot::restore`]; the weight stays as it is. For
-    /// weights of linear layers, above all quantised ones.
+    /// Adds `scale * factors(x)` to the layer's output until [`WeightSlot::restore`]; the weight stays as it is. For weights
+    /// of linear layers, above all quantised ones.
     ///
     /// # Errors
-    /// The shapes are not `(rank, in)` and `(out, rank)`, or the device refused.
-    pub fn add_side(&self, down: &Tensor, up: &Tensor, scale: f64) -> Result<()> {
-        let ((rank, inputs), (outputs, rank_up)) = (down.dims2()?, up.dims2()?);
-        if rank != rank_up || self.shape != [outputs, inputs] {
+    /// The factors do not make a matrix of the weight's shape, or the device refused.
+    pub fn add_side(&self, factors: &Factors, scale: f64) -> Result<()> {
+        let (outputs, inputs) = factors.dims()?;
+        if self.shape != [outputs, inputs] {
             candle_core::bail!(
-                "a side of {:?} and {:?} does not fit a weight of {:?}",
-                down.dims(),
-                up.dims(),
+                "a side of shape {:?} does not fit a weight of {:?}",
+                [outputs, inputs],
                 self.shape
             );
         }
-        let ready = |t: &Tensor| t.to_device(&self.device)?.to_dtype(self.dtype)?.contiguous();
-        let side = Side {
-            down: ready(down)?,
-            up: ready(up)?,
-            scale,
+        let factors = factors.map(|t| t.to_device(&self.device)?.to_dtype(self.dtype)?.contiguous())?;
+        self.part_gate()?;
+        self.state.borrow_mut().sides.push(Side { factors, scale });
+        Ok(())
+    }
+
+    /// Packs a weight whose gate is computed with its values so that they come out apart: what is beside a weight is added
+    /// before the gate.
+    fn part_gate(&self) -> Result<()> {
+        let Weight::Packed(packed) = self.current() else {
+            return Ok(());
         };
-        self.state.borrow_mut().sides.push(side);
+        if !packed.is_gated() {
+            return Ok(());
+        }
+        let apart = SlotLayout::AsStored.prepare(&unpack(&packed, &self.shape)?)?;
+        let mut state = self.state.borrow_mut();
+        let before = std::mem::replace(&mut state.current, apart);
+        state.original.get_or_insert(before);
         Ok(())
     }
 
@@ -292,8 +395,48 @@ mod tests {
     fn a_patch_of_another_shape_is_refused() {
         let slot = WeightSlot::of_dense(&numbers(6).reshape((2, 3)).unwrap(), SlotLayout::AsStored).unwrap();
         assert!(slot.replace(&numbers(6).reshape((3, 2)).unwrap()).is_err());
-        let (down, up) = (numbers(4).reshape((2, 2)).unwrap(), numbers(4).reshape((2, 2)).unwrap());
-        assert!(slot.add_side(&down, &up, 1.0).is_err());
+        let square = || numbers(4).reshape((2, 2)).unwrap();
+        let (down, up) = (square(), square());
+        assert!(slot.add_side(&Factors::LowRank { down, up }, 1.0).is_err());
         assert!(!slot.is_patched());
+    }
+
+    #[test]
+    fn a_kronecker_product_is_computed_by_its_factors() {
+        let first = numbers(6).reshape((2, 3)).unwrap();
+        let second = numbers(20).reshape((5, 4)).unwrap();
+        let whole = first
+            .reshape((2, 1, 3, 1))
+            .unwrap()
+            .broadcast_mul(&second.reshape((1, 5, 1, 4)).unwrap())
+            .unwrap()
+            .reshape((10, 12))
+            .unwrap();
+        let x = numbers(7 * 12).reshape((7, 12)).unwrap();
+        let factors = Factors::Kronecker { first, second };
+        assert_eq!(factors.dims().unwrap(), (10, 12));
+        let expected = values(&x.matmul(&whole.t().unwrap()).unwrap());
+        for (got, expected) in values(&factors.product(&x).unwrap()).iter().zip(expected) {
+            assert!(
+                (got - expected).abs() <= 1e-4 * expected.abs().max(1.0),
+                "{got} {expected}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_side_of_a_gated_weight_takes_the_gate_apart_until_it_is_removed() {
+        let stored = numbers(8 * 6).reshape((8, 6)).unwrap();
+        let slot = WeightSlot::of_dense(&stored, SlotLayout::Gated).unwrap();
+        let (down, up) = (
+            numbers(12).reshape((2, 6)).unwrap(),
+            numbers(16).reshape((8, 2)).unwrap(),
+        );
+        slot.add_side(&Factors::LowRank { down, up }, 1.0).unwrap();
+        let gated = |slot: &WeightSlot| matches!(slot.current(), Weight::Packed(packed) if packed.is_gated());
+        assert!(!gated(&slot));
+        assert_eq!(values(&slot.dense().unwrap().unwrap()), values(&stored));
+        slot.restore();
+        assert!(gated(&slot) && !slot.is_patched());
     }
 }

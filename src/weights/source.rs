@@ -5,7 +5,7 @@ use std::ops::Range;
 use candle_core::quantized::GgmlDType;
 use half::{bf16, f16};
 
-use super::WeightsError;
+use super::{Located, WeightsError};
 
 /// How a tensor's numbers are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +68,7 @@ impl NumbersMut<'_> {
     }
 
     /// How many there is room for.
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         match self {
             Self::F32(numbers) => numbers.len(),
             Self::Bf16(numbers) => numbers.len(),
@@ -91,11 +91,24 @@ pub trait TensorSource {
     /// Shape and stored type, without reading the numbers; `None` if there is no such tensor.
     fn describe(&self, name: &str) -> Option<(Vec<usize>, StoredType)>;
 
-    /// Reads one tensor, straight from its range into one buffer.
+    /// Where the tensor, or some rows of it, lie in a file as they are; `None` where they do not.
+    ///
+    /// # Errors
+    /// [`WeightsError::Missing`], or the rows are not there.
+    fn locate(&self, _name: &str, _rows: Option<Range<usize>>) -> Result<Option<Located<'_>>, WeightsError> {
+        Ok(None)
+    }
+
+    /// Reads one tensor, straight from its range into one buffer. To be written by sources that do not locate everything.
     ///
     /// # Errors
     /// [`WeightsError::Missing`], or the reading failed.
-    fn read(&self, name: &str) -> Result<RawTensor, WeightsError>;
+    fn read(&self, name: &str) -> Result<RawTensor, WeightsError> {
+        match self.locate(name, None)? {
+            Some(located) => located.raw(),
+            None => Err(WeightsError::Missing { name: name.to_owned() }),
+        }
+    }
 
     /// Reads one tensor, or some rows of it, as numbers of a compute type. Files convert piece by piece, so that no copy
     /// of their bytes is made.
@@ -103,6 +116,10 @@ pub trait TensorSource {
     /// # Errors
     /// As [`TensorSource::read_rows`]; the stored type does not convert, or `into` has another length.
     fn read_numbers(&self, name: &str, rows: Option<Range<usize>>, into: NumbersMut<'_>) -> Result<(), WeightsError> {
+        let located = self.locate(name, rows.clone())?;
+        if let Some(located) = located.filter(Located::is_plain) {
+            return located.read_all(into);
+        }
         let raw = match rows {
             Some(rows) => self.read_rows(name, rows)?,
             None => self.read(name)?,
@@ -115,6 +132,9 @@ pub trait TensorSource {
     /// # Errors
     /// As [`TensorSource::read`]; the rows are not there.
     fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<RawTensor, WeightsError> {
+        if let Some(located) = self.locate(name, Some(rows.clone()))? {
+            return located.raw();
+        }
         let whole = self.read(name)?;
         let (shape, range) = row_range(name, &whole.shape, whole.bytes.len(), &rows)?;
         Ok(RawTensor {

@@ -8,7 +8,7 @@ use sd_worker::ops::{
     Activation, Bias, Conv2d, ConvShape, GegluLinear, GroupNorm, LayerNorm, Linear, Mask, Padding, RmsNorm, RopeTable,
     attention, concat, geglu, plainly, rope, upsample_nearest2x,
 };
-use sd_worker::weights::{RandomTensors, StoredType, Weights};
+use sd_worker::weights::{Factors, RandomTensors, StoredType, Weights};
 
 /// Largest difference over the largest value: f32, and bf16 (a few roundings of 2^-9).
 const TOLERANCES: [(DType, f32); 2] = [(DType::F32, 2e-5), (DType::BF16, 2e-2)];
@@ -72,6 +72,13 @@ fn linear_layers_agree() {
     }
 }
 
+fn low_rank(down: &Tensor, up: &Tensor) -> Factors {
+    Factors::LowRank {
+        down: down.clone(),
+        up: up.clone(),
+    }
+}
+
 #[test]
 fn patched_layers_agree_and_come_back() {
     for (dtype, tolerance) in TOLERANCES {
@@ -81,7 +88,7 @@ fn patched_layers_agree_and_come_back() {
         let x = numbers(&[3, 5, 33], dtype);
         let before = plain.slot().original_f32().unwrap();
         let (down, up) = (numbers(&[4, 33], dtype), numbers(&[20, 4], dtype));
-        plain.slot().add_side(&down, &up, 0.5).unwrap();
+        plain.slot().add_side(&low_rank(&down, &up), 0.5).unwrap();
         agree("beside", tolerance, || plain.forward(&x));
         plain.slot().restore();
         plain.slot().replace(&(&before * 1.5).unwrap()).unwrap();
@@ -93,7 +100,7 @@ fn patched_layers_agree_and_come_back() {
             back.flatten_all().unwrap().to_vec1::<f32>().unwrap()
         );
         let slot = w.layers().get("gated.proj").unwrap();
-        slot.add_side(&down, &numbers(&[40, 4], dtype), 0.5).unwrap();
+        slot.add_side(&low_rank(&down, &numbers(&[40, 4], dtype)), 0.5).unwrap();
         agree("beside a gate", tolerance, || gated.forward(&x));
     }
 }

@@ -9,7 +9,7 @@ use sd_worker::ops::{
     Activation, Bias, Conv2d, ConvShape, Embedding, GroupNorm, LayerNorm, Linear, Mask, Padding, RmsNorm, RopeTable,
     TimestepEmbedding, attention, geglu, rope, softmax, upsample_nearest, upsample_nearest2x,
 };
-use sd_worker::weights::{RawTensor, StoredType, TensorSource, Weights, WeightsError};
+use sd_worker::weights::{Factors, RawTensor, StoredType, TensorSource, Weights, WeightsError};
 
 use crate::models::{Model, close, numbers, psnr};
 
@@ -197,7 +197,11 @@ fn a_side_adds_what_a_patched_weight_would_give() {
     let before = linear.forward(&tokens).unwrap();
     let down = file.tensor("ln.weight").reshape((1, 8)).unwrap();
     let up = file.tensor("gn.weight").reshape((6, 1)).unwrap();
-    linear.slot().add_side(&down, &up, 0.7).unwrap();
+    let factors = Factors::LowRank {
+        down: down.clone(),
+        up: up.clone(),
+    };
+    linear.slot().add_side(&factors, 0.7).unwrap();
     let beside = linear.forward(&tokens).unwrap();
     linear.slot().restore();
     let delta = (up.matmul(&down).unwrap() * 0.7).unwrap();

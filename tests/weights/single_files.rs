@@ -156,6 +156,42 @@ fn the_tiny_pipelines_as_one_file_hold_the_same_tensors() {
 }
 
 #[test]
+fn averages_are_read_where_a_file_has_no_plain_weights_of_the_unet() {
+    for family in ["sd1", "sdxl"] {
+        let root = tempfile::tempdir().unwrap();
+        let path = checkpoint(root.path(), family, Vec::new(), |_| true);
+        let whole = sd_worker::weights::SafeTensors::open(&path).unwrap();
+        let mut tensors = vec![f32s("model_ema.decay", &[], &[0.9999])];
+        for name in whole.names() {
+            let raw = whole.read(&name).unwrap();
+            let name = match name.strip_prefix("model.diffusion_model.") {
+                Some(own) => format!("model_ema.diffusion_model{}", own.replace('.', "")),
+                None => name,
+            };
+            tensors.push(Given {
+                name,
+                dtype: type_name(raw.stored),
+                shape: raw.shape,
+                bytes: raw.bytes,
+            });
+        }
+        write(root.path(), "dream.safetensors", safetensors(&tensors));
+        let (unet, folder) = (
+            open(&path).unwrap().tensors(Component::Unet).unwrap(),
+            tensors_of(family, Component::Unet),
+        );
+        assert_eq!(unet.names().len(), folder.names().len(), "{family}");
+        for name in folder.names() {
+            assert_eq!(
+                unet.read(&name).unwrap().bytes,
+                folder.read(&name).unwrap().bytes,
+                "{family} {name}"
+            );
+        }
+    }
+}
+
+#[test]
 fn the_depth_of_the_released_model_is_found_from_its_names() {
     let root = tempfile::tempdir().unwrap();
     let mut number = 0.0_f32;

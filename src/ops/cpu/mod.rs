@@ -12,10 +12,11 @@ pub(super) use passes::{
 };
 
 use std::cell::Cell;
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, Device, Layout, Result, Storage, Tensor, WithDType};
-use sd_kernels::{Columns, ConvShape, Element, KernelError, PackedWeights, WeightSource, WeightType};
+use sd_kernels::{Columns, ConvShape, Element, KernelError, PackedWeights, ViewMut, WeightSource, WeightType};
 
 use super::Activation;
 
@@ -43,8 +44,11 @@ impl Float for half::bf16 {}
 
 /// The type of `x` if the kernels take it.
 fn kind(x: &Tensor) -> Option<DType> {
-    let fits = matches!(x.device(), Device::Cpu) && matches!(x.dtype(), DType::F32 | DType::BF16);
-    (fits && enabled()).then(|| x.dtype())
+    takes(x.device(), x.dtype()).then(|| x.dtype())
+}
+
+fn takes(device: &Device, dtype: DType) -> bool {
+    matches!(device, Device::Cpu) && matches!(dtype, DType::F32 | DType::BF16) && enabled()
 }
 
 /// Calls a function of the type of a tensor; `None` if the kernels do not take it.
@@ -129,6 +133,34 @@ fn pack_as<T: Float>(weight: &Tensor, packing: Packing) -> Result<Arc<PackedWeig
         }
     };
     packed.map(Arc::new).map_err(wrong)
+}
+
+/// As [`pack`] for a weight of this shape on a device and of a type, whose rows `fetch` brings on any thread.
+///
+/// # Errors
+/// The first of `fetch`, or the shape does not fit the packing.
+pub fn pack_rows<E: From<KernelError> + Send>(
+    (device, dtype): (&Device, DType),
+    shape: &[usize],
+    packing: Packing,
+    fetch: impl Fn(Range<usize>, ViewMut<'_>) -> std::result::Result<(), E> + Sync,
+) -> std::result::Result<Option<Arc<PackedWeights>>, E> {
+    if !takes(device, dtype) {
+        return Ok(None);
+    }
+    let to = if dtype == DType::F32 {
+        WeightType::F32
+    } else {
+        WeightType::Bf16
+    };
+    let (columns, taps) = match packing {
+        Packing::Linear => (Columns::Plain, 1),
+        Packing::Gated => (Columns::Gated, 1),
+        Packing::Conv => (Columns::Plain, shape.iter().skip(2).product()),
+    };
+    let outputs = shape.first().copied().unwrap_or(0);
+    let inputs = shape.iter().skip(1).product();
+    PackedWeights::pack_rows((outputs, inputs), to, columns, taps, fetch).map(|packed| Some(Arc::new(packed)))
 }
 
 /// The weight back in its file's order, of the given shape, in the type that it is held as.

@@ -9,9 +9,11 @@ use candle_core::{Result, Tensor};
 
 use super::file::number;
 use super::keys::Param;
+use super::rows::Rows;
+use crate::weights::Factors;
 
 /// One layer's change as its file has it, in `f32` on the CPU.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Change {
     kind: Kind,
     scale: f64,
@@ -19,22 +21,71 @@ pub(super) struct Change {
     magnitude: Option<Tensor>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Kind {
     /// `up (out, r)` times `down (r, in)`; of a convolution, flattened.
     Low { down: Tensor, up: Tensor },
+    /// Two products of low rank, `up` times `down` each, number by number.
+    Hadamard { downs: [Tensor; 2], ups: [Tensor; 2] },
+    /// `first (a, b)` in the place of whose every number stands that number times `second (c, d, places)`.
+    Kronecker { first: Tensor, second: Tensor },
     /// The whole change `(out, in)`.
     Full(Tensor),
 }
 
-/// A change of low rank: `scale * up * down`.
-pub(super) struct LowRank<'a> {
-    /// `(rank, in)`.
-    pub down: &'a Tensor,
-    /// `(out, rank)`.
-    pub up: &'a Tensor,
-    /// Multiplier.
-    pub scale: f64,
+impl Kind {
+    /// Rows and columns.
+    fn dims(&self) -> Result<(usize, usize)> {
+        match self {
+            Self::Low { down, up } => Ok((up.dim(0)?, down.dim(1)?)),
+            Self::Hadamard { downs, ups } => Ok((ups[0].dim(0)?, downs[0].dim(1)?)),
+            Self::Kronecker { first, second } => {
+                let ((a, b), (c, d, places)) = (first.dims2()?, second.dims3()?);
+                Ok((a * c, b * d * places))
+            }
+            Self::Full(delta) => delta.dims2(),
+        }
+    }
+
+    /// The change `(out, in)`.
+    fn whole(&self) -> Result<Tensor> {
+        match self {
+            Self::Low { down, up } => up.matmul(down),
+            Self::Hadamard { downs, ups } => ups[0].matmul(&downs[0])? * ups[1].matmul(&downs[1])?,
+            Self::Kronecker { first, second } => {
+                let ((a, b), (c, d, places)) = (first.dims2()?, second.dims3()?);
+                let left = first.reshape((a, 1, b, 1, 1))?;
+                let right = second.reshape((1, c, 1, d, places))?;
+                left.broadcast_mul(&right)?.reshape((a * c, b * d * places))
+            }
+            Self::Full(delta) => Ok(delta.clone()),
+        }
+    }
+
+    /// The part that belongs to some rows.
+    fn part(&self, rows: &Rows) -> Result<Self> {
+        Ok(match self {
+            Self::Low { down, up } => Self::Low {
+                down: down.clone(),
+                up: rows.of(up)?,
+            },
+            Self::Hadamard { downs, ups } => Self::Hadamard {
+                downs: downs.clone(),
+                ups: [rows.of(&ups[0])?, rows.of(&ups[1])?],
+            },
+            Self::Kronecker { first, second } => {
+                let each = second.dim(0)?.max(1);
+                if rows.halves_swapped || !rows.start.is_multiple_of(each) || !rows.count.is_multiple_of(each) {
+                    return Ok(Self::Full(rows.of(&self.whole()?)?));
+                }
+                Self::Kronecker {
+                    first: first.narrow(0, rows.start / each, rows.count / each)?.contiguous()?,
+                    second: second.clone(),
+                }
+            }
+            Self::Full(delta) => Self::Full(rows.of(delta)?),
+        })
+    }
 }
 
 type Parts = BTreeMap<Param, Tensor>;
@@ -70,45 +121,77 @@ impl Change {
 
     /// Rows of the weight that it changes.
     pub fn rows(&self) -> usize {
-        match &self.kind {
-            Kind::Low { up, .. } => up.dim(0),
-            Kind::Full(delta) => delta.dim(0),
-        }
-        .unwrap_or(0)
+        self.kind.dims().map_or(0, |(rows, _)| rows)
     }
 
     /// Numbers that it changes.
     pub fn count(&self) -> usize {
-        match &self.kind {
-            Kind::Low { up, down } => up.dim(0).unwrap_or(0) * down.dim(1).unwrap_or(0),
-            Kind::Full(delta) => delta.elem_count(),
-        }
+        self.kind.dims().map_or(0, |(rows, columns)| rows * columns)
     }
 
-    /// Whether it must see the weight to know its change.
-    pub fn is_decomposed(&self) -> bool {
-        self.magnitude.is_some()
+    /// Multiplier of its factors.
+    pub fn scale(&self) -> f64 {
+        self.scale
     }
 
-    /// The change as two thin matrices, if it is one that can be computed beside a weight.
-    pub fn low_rank(&self) -> Option<LowRank<'_>> {
-        match &self.kind {
-            Kind::Low { down, up } if self.magnitude.is_none() => Some(LowRank {
-                down,
-                up,
-                scale: self.scale,
-            }),
-            _ => None,
+    /// Whether it sets the lengths of the weight's columns, for which all rows must be seen.
+    pub fn is_decomposed_by_columns(&self) -> bool {
+        let rows = self.rows();
+        self.magnitude
+            .as_ref()
+            .is_some_and(|lengths| lengths.elem_count() != rows)
+    }
+
+    /// The part of it that belongs to some rows of the weight. Lengths are the rows' own, so that they can be parted too.
+    pub fn part(&self, rows: &Rows) -> Result<Self> {
+        if rows.is_all() {
+            return Ok(self.clone());
         }
+        let lengths = |all: &Tensor| rows.of(&all.flatten_all()?);
+        Ok(Self {
+            kind: self.kind.part(rows)?,
+            scale: self.scale,
+            magnitude: self.magnitude.as_ref().map(lengths).transpose()?,
+        })
+    }
+
+    /// The factors of the change where it can be computed beside a weight for less memory than a copy of the weight takes;
+    /// without [`Change::scale`].
+    pub fn factors(&self) -> Result<Option<Factors>> {
+        if self.magnitude.is_some() {
+            return Ok(None);
+        }
+        let factors = match &self.kind {
+            Kind::Low { down, up } => Factors::LowRank {
+                down: down.clone(),
+                up: up.clone(),
+            },
+            Kind::Kronecker { first, second } if second.dim(2)? == 1 => Factors::Kronecker {
+                first: first.clone(),
+                second: second.squeeze(2)?,
+            },
+            Kind::Hadamard { downs, ups } => {
+                // A product of ranks r and s, number by number, has rank r * s.
+                let rank = ups[0].dim(1)? * ups[1].dim(1)?;
+                let (rows, columns) = self.kind.dims()?;
+                if rank * (rows + columns) >= rows * columns {
+                    return Ok(None);
+                }
+                let up = ups[0].unsqueeze(2)?.broadcast_mul(&ups[1].unsqueeze(1)?)?;
+                let down = downs[0].unsqueeze(1)?.broadcast_mul(&downs[1].unsqueeze(0)?)?;
+                Factors::LowRank {
+                    down: down.reshape((rank, columns))?,
+                    up: up.reshape((rows, rank))?,
+                }
+            }
+            Kind::Kronecker { .. } | Kind::Full(_) => return Ok(None),
+        };
+        Ok(Some(factors))
     }
 
     /// What is added to a weight `(out, in)` (convolutions flattened) at strength 1.
     pub fn delta(&self, weight: &Tensor) -> Result<Tensor> {
-        let plain = match &self.kind {
-            Kind::Low { down, up } => up.matmul(down)?,
-            Kind::Full(delta) => delta.clone(),
-        };
-        let plain = (plain.to_device(weight.device())? * self.scale)?;
+        let plain = (self.kind.whole()?.to_device(weight.device())? * self.scale)?;
         let Some(magnitude) = &self.magnitude else {
             return Ok(plain);
         };
@@ -159,22 +242,39 @@ fn kind_of(parts: &Parts) -> Result<Option<(Kind, Option<usize>)>> {
         get(Param::HadaW2B),
     ) {
         let rank = w1b.dim(0)?;
-        let half = |core: Option<&Tensor>, a: &Tensor, b: &Tensor| match core {
-            Some(core) => tucker(core, a, b),
-            None => flat(a)?.matmul(&flat(b)?),
-        };
-        let delta = (half(get(Param::HadaT1), w1a, w1b)? * half(get(Param::HadaT2), w2a, w2b)?)?;
-        return Ok(Some((Kind::Full(delta), Some(rank))));
+        let cores = (get(Param::HadaT1), get(Param::HadaT2));
+        return Ok(Some((hadamard([w1a, w2a], [w1b, w2b], cores)?, Some(rank))));
     }
-    if let Some((delta, rank)) = kronecker(parts)? {
-        return Ok(Some((Kind::Full(delta), rank)));
+    if let Some(found) = kronecker(parts)? {
+        return Ok(Some(found));
     }
     get(Param::Diff)
         .map(|diff| flat(diff).map(|delta| (Kind::Full(delta), None)))
         .transpose()
 }
 
-fn kronecker(parts: &Parts) -> Result<Option<(Tensor, Option<usize>)>> {
+fn hadamard(ups: [&Tensor; 2], downs: [&Tensor; 2], cores: (Option<&Tensor>, Option<&Tensor>)) -> Result<Kind> {
+    if let (None, None) = cores {
+        let [ups, downs] = [ups, downs].map(|pair| pair.map(flat));
+        let [up, other_up] = ups;
+        let [down, other_down] = downs;
+        let (downs, ups) = ([down?, other_down?], [up?, other_up?]);
+        let dims = |i: usize| -> Result<_> { Ok((ups[i].dim(0)?, ups[i].dim(1)?, downs[i].dim(0)?, downs[i].dim(1)?)) };
+        let ((rows, rank, rank_down, columns), other) = (dims(0)?, dims(1)?);
+        if (rows, rank, columns) != (other.0, rank_down, other.3) || other.1 != other.2 {
+            candle_core::bail!("its four matrices have other sizes than each other");
+        }
+        return Ok(Kind::Hadamard { downs, ups });
+    }
+    let half = |core: Option<&Tensor>, a: &Tensor, b: &Tensor| match core {
+        Some(core) => tucker(core, a, b),
+        None => flat(a)?.matmul(&flat(b)?),
+    };
+    let first = half(cores.0, ups[0], downs[0])?;
+    Ok(Kind::Full((first * half(cores.1, ups[1], downs[1])?)?))
+}
+
+fn kronecker(parts: &Parts) -> Result<Option<(Kind, Option<usize>)>> {
     let get = |param| parts.get(&param);
     let mut rank = None;
     let first = match (get(Param::LokrW1), get(Param::LokrW1A), get(Param::LokrW1B)) {
@@ -185,25 +285,23 @@ fn kronecker(parts: &Parts) -> Result<Option<(Tensor, Option<usize>)>> {
         }
         _ => return Ok(None),
     };
-    let (second, places) = match (get(Param::LokrW2), get(Param::LokrW2A), get(Param::LokrW2B)) {
-        (Some(whole), ..) => (flat_kernel(whole)?, kernel(whole)),
+    let second = match (get(Param::LokrW2), get(Param::LokrW2A), get(Param::LokrW2B)) {
+        (Some(whole), ..) => flat_kernel(whole)?,
         (None, Some(a), Some(b)) => {
             rank = Some(b.dim(0)?);
             match get(Param::LokrT2) {
                 Some(core) => {
                     let (rows, inputs) = (a.dim(1)?, b.dim(1)?);
-                    (tucker(core, a, b)?.reshape((rows, inputs, kernel(core)))?, kernel(core))
+                    tucker(core, a, b)?.reshape((rows, inputs, kernel(core)))?
                 }
-                None => (flat_kernel(&a.matmul(&flat(b)?)?)?, 1),
+                None => flat_kernel(&a.matmul(&flat(b)?)?)?,
             }
         }
         _ => return Ok(None),
     };
-    let ((a, b), (c, d, _)) = (first.dims2()?, second.dims3()?);
-    let left = first.reshape((a, 1, b, 1, 1))?;
-    let right = second.reshape((1, c, 1, d, places))?;
-    let delta = left.broadcast_mul(&right)?.reshape((a * c, b * d * places))?;
-    Ok(Some((delta, rank)))
+    let kind = Kind::Kronecker { first, second };
+    kind.dims()?;
+    Ok(Some((kind, rank)))
 }
 
 /// `(n, ...)` as a matrix.

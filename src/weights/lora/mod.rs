@@ -10,6 +10,7 @@ mod error;
 mod file;
 mod keys;
 mod patcher;
+mod rows;
 mod sgm_names;
 mod targets;
 

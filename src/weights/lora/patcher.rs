@@ -5,15 +5,14 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::SystemTime;
 
-use candle_core::Tensor;
-
 use super::delta::Change;
 use super::file::LoraFile;
+use super::rows::Rows;
 use super::targets::{Layers, Slot, Target, Targets};
 use super::{LoraDir, LoraError};
 use crate::domain::model::LoraInfo;
 use crate::domain::request::LoraRef;
-use crate::weights::WeightSlot;
+use crate::weights::{Factors, WeightSlot};
 
 /// What applying LoRAs came to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -241,7 +240,8 @@ fn warning(name: &str, unmatched: &[String], count: usize) -> Option<String> {
     ))
 }
 
-/// Adds every share to one slot, in one step.
+/// Adds every share to one slot, in one step. Beside quantised weights where the changes are made of small factors; else a
+/// dense copy of this layer in the compute type holds the sum until the LoRA is removed.
 fn patch(
     slot: &WeightSlot,
     shares: &[Share],
@@ -259,39 +259,30 @@ fn patch(
             source,
         })?;
         let rows = rows_of(share, &change, &want.name)?;
-        changes.push((want, change, rows));
+        changes.push((f64::from(want.strength), change.part(&rows)?));
     }
     let linear = slot.shape().len() == 2;
     let beside = linear && (slot.quantisation().is_some() || too_big);
-    if beside && changes.iter().all(|(_, change, _)| change.low_rank().is_some()) {
-        for (want, change, rows) in &changes {
-            if let Some(low) = change.low_rank() {
-                slot.add_side(low.down, &rows.of(low.up)?, low.scale * f64::from(want.strength))?;
+    if beside {
+        let factors: Option<Vec<Factors>> = changes
+            .iter()
+            .map(|(_, change)| change.factors())
+            .collect::<Result<_, _>>()?;
+        if let Some(factors) = factors {
+            for ((strength, change), factors) in changes.iter().zip(&factors) {
+                slot.add_side(factors, change.scale() * strength)?;
             }
+            return Ok(());
         }
-        return Ok(());
     }
     let original = slot.original_f32()?;
     let flat = original.flatten_from(1)?;
     let mut sum = flat.clone();
-    for (want, change, rows) in &changes {
-        let delta = if rows.is_all() {
-            change.delta(&flat)?
-        } else {
-            rows.of(&change.delta(&rows.spread(&flat)?)?)?
-        };
-        sum = (sum + (delta * f64::from(want.strength))?)?;
+    for (strength, change) in &changes {
+        sum = (sum + (change.delta(&flat)? * *strength)?)?;
     }
     slot.replace(&sum.reshape(slot.shape())?)?;
     Ok(())
-}
-
-/// The rows of a file's layer that belong to one slot.
-struct Rows {
-    start: usize,
-    count: usize,
-    total: usize,
-    halves_swapped: bool,
 }
 
 fn rows_of(share: &Share, change: &Change, name: &str) -> Result<Rows, LoraError> {
@@ -316,9 +307,9 @@ fn rows_of(share: &Share, change: &Change, name: &str) -> Result<Rows, LoraError
         });
     }
     let fused = slots.len() > 1 || *halves_swapped;
-    if fused && change.is_decomposed() {
+    if fused && change.is_decomposed_by_columns() {
         let reason = format!(
-            "layer `{}` is a DoRA of several layers in one, which is not supported",
+            "layer `{}` is a DoRA of several layers in one with the lengths of columns, which cannot be taken apart",
             share.layer
         );
         return Err(LoraError::Damaged {
@@ -334,26 +325,4 @@ fn rows_of(share: &Share, change: &Change, name: &str) -> Result<Rows, LoraError
         total,
         halves_swapped: *halves_swapped,
     })
-}
-
-impl Rows {
-    fn is_all(&self) -> bool {
-        self.count == self.total && !self.halves_swapped
-    }
-
-    /// These rows of a matrix that has all of them.
-    fn of(&self, all: &Tensor) -> candle_core::Result<Tensor> {
-        let rows = if self.halves_swapped {
-            let half = self.total / 2;
-            Tensor::cat(&[all.narrow(0, half, self.total - half)?, all.narrow(0, 0, half)?], 0)?
-        } else {
-            all.clone()
-        };
-        rows.narrow(0, self.start, self.count)?.contiguous()
-    }
-
-    /// A stand-in with all rows for a change that does not look at the weight.
-    fn spread(&self, rows: &Tensor) -> candle_core::Result<Tensor> {
-        Tensor::zeros((self.total, rows.dim(1)?), rows.dtype(), rows.device())
-    }
 }

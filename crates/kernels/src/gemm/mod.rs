@@ -9,6 +9,7 @@
 mod driver;
 mod epilogue;
 pub(crate) mod micro;
+mod order;
 mod pack;
 pub(crate) mod rows;
 

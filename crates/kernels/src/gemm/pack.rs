@@ -4,13 +4,16 @@
 //! multiple of 32. One layout serves every instruction level: it is what AMX and the dot products want, and splits into two f32
 //! rows by a shift and a mask.
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 
 use super::PANEL;
-use crate::buffer::{AlignedVec, Plain};
-use crate::error::{KernelError, Result, check_len, check_positive, volume};
+use super::order::{Order, panel_count, panel_rows};
+use crate::buffer::AlignedVec;
+use crate::error::{KernelError, Result, check_len, volume};
 use crate::pool::parallel_chunks;
-use crate::simd::{Element, View};
+use crate::simd::{Element, View, ViewMut};
 
 /// Dense weights as a checkpoint holds them.
 #[derive(Debug, Clone, Copy)]
@@ -95,36 +98,46 @@ impl PackedWeights {
         columns: Columns,
         taps: usize,
     ) -> Result<Self> {
-        check_positive("outputs", outputs)?;
-        check_positive("inputs", inputs)?;
+        let order = Order::of((outputs, inputs), columns, taps)?;
         check_len("weights", source.len(), volume(&[outputs, inputs]))?;
-        if columns == Columns::Gated && outputs % 2 == 1 {
-            return Err(KernelError::Dimension {
-                what: "gated outputs",
-                got: outputs,
-                want: outputs + 1,
-            });
-        }
-        let order = Order {
+        let data = match to {
+            WeightType::F32 => Data::F32(match source {
+                WeightSource::F32(w) => order.pack::<1, _, _>(w, |x| x),
+                WeightSource::F16(w) => order.pack::<1, _, _>(w, f16::to_f32),
+                WeightSource::Bf16(w) => order.pack::<1, _, _>(w, bf16::to_f32),
+            }),
+            WeightType::Bf16 => Data::Bf16(match source {
+                WeightSource::F32(w) => order.pack::<2, _, _>(w, Element::from_f32),
+                WeightSource::F16(w) => order.pack::<2, _, _>(w, |x| Element::from_f32(x.to_f32())),
+                WeightSource::Bf16(w) => order.pack::<2, _, _>(w, |x| x),
+            }),
+        };
+        Ok(Self {
             outputs,
             inputs,
             columns,
             taps,
-        };
+            data,
+        })
+    }
+
+    /// Packs weights that `fetch` brings row by row, on every thread, so that they need not be in memory as a whole before:
+    /// `fetch(rows, into)` fills `into` with these rows of the (outputs, inputs) matrix, in the packed type. `inputs` are
+    /// `taps * channels` with the taps innermost, as a convolution's (out, in, kh, kw) has them; one tap for a plain matrix.
+    ///
+    /// # Errors
+    /// The first of `fetch`, or as [`PackedWeights::pack`].
+    pub fn pack_rows<E: From<KernelError> + Send>(
+        (outputs, inputs): (usize, usize),
+        to: WeightType,
+        columns: Columns,
+        taps: usize,
+        fetch: impl Fn(Range<usize>, ViewMut<'_>) -> std::result::Result<(), E> + Sync,
+    ) -> std::result::Result<Self, E> {
+        let order = Order::of((outputs, inputs), columns, taps)?;
         let data = match to {
-            WeightType::F32 => Data::F32(match source {
-                WeightSource::F32(w) => order.pack(w, inputs, place_f32, |x| x),
-                WeightSource::F16(w) => order.pack(w, inputs, place_f32, f16::to_f32),
-                WeightSource::Bf16(w) => order.pack(w, inputs, place_f32, bf16::to_f32),
-            }),
-            WeightType::Bf16 => {
-                let padded = inputs.next_multiple_of(32);
-                Data::Bf16(match source {
-                    WeightSource::F32(w) => order.pack(w, padded, place_bf16, Element::from_f32),
-                    WeightSource::F16(w) => order.pack(w, padded, place_bf16, |x| Element::from_f32(x.to_f32())),
-                    WeightSource::Bf16(w) => order.pack(w, padded, place_bf16, |x| x),
-                })
-            }
+            WeightType::F32 => Data::F32(order.pack_fetched::<1, f32, E>(&fetch)?),
+            WeightType::Bf16 => Data::Bf16(order.pack_fetched::<2, bf16, E>(&fetch)?),
         };
         Ok(Self {
             outputs,
@@ -235,81 +248,4 @@ impl PackedWeights {
     pub(super) fn panels(&self) -> usize {
         panel_count(self.outputs, self.columns)
     }
-}
-
-/// Channels that are moved at a time: with 32 outputs and nine taps they stay in the first cache.
-const BLOCK: usize = 16;
-
-/// Where a weight's numbers go.
-#[derive(Clone, Copy)]
-struct Order {
-    outputs: usize,
-    inputs: usize,
-    columns: Columns,
-    taps: usize,
-}
-
-/// Place of the number of input `k` in a panel of f32.
-fn place_f32(k: usize, lane: usize) -> usize {
-    k * PANEL + lane
-}
-
-/// Place of the number of input `k` in a panel of bf16.
-fn place_bf16(k: usize, lane: usize) -> usize {
-    (k & !1) * PANEL + 2 * lane + (k & 1)
-}
-
-impl Order {
-    /// Moves `source` into panels of `depth` inputs, block by block, so that neither side is walked in long steps.
-    fn pack<S: Copy + Sync, D: Plain + Copy + Send>(
-        self,
-        source: &[S],
-        depth: usize,
-        place: impl Fn(usize, usize) -> usize + Sync,
-        convert: impl Fn(S) -> D + Sync,
-    ) -> AlignedVec<D> {
-        let Self {
-            outputs,
-            inputs,
-            columns,
-            taps,
-        } = self;
-        let channels = inputs / taps;
-        let mut data = AlignedVec::zeroed(panel_count(outputs, columns) * depth * PANEL);
-        parallel_chunks(&mut data, depth * PANEL, |panel, out| {
-            let rows = panel_rows(panel, outputs, columns);
-            for first in (0..channels).step_by(BLOCK) {
-                let last = (first + BLOCK).min(channels);
-                for (lane, row) in rows.iter().enumerate() {
-                    let Some(row) = row else { continue };
-                    let numbers = &source[row * inputs + first * taps..row * inputs + last * taps];
-                    for (channel, numbers) in (first..last).zip(numbers.chunks_exact(taps)) {
-                        for (tap, number) in numbers.iter().enumerate() {
-                            out[place(tap * channels + channel, lane)] = convert(*number);
-                        }
-                    }
-                }
-            }
-        });
-        data
-    }
-}
-
-fn panel_count(outputs: usize, columns: Columns) -> usize {
-    match columns {
-        Columns::Plain => outputs.div_ceil(PANEL),
-        Columns::Gated => (outputs / 2).div_ceil(PANEL / 2),
-    }
-}
-
-/// Which weight row each lane of a panel holds.
-fn panel_rows(panel: usize, outputs: usize, columns: Columns) -> [Option<usize>; PANEL] {
-    std::array::from_fn(|lane| match columns {
-        Columns::Plain => Some(panel * PANEL + lane).filter(|&row| row < outputs),
-        Columns::Gated => {
-            let half = outputs / 2;
-            let column = panel * (PANEL / 2) + lane % (PANEL / 2);
-            (column < half).then(|| column + if lane < PANEL / 2 { 0 } else { half })
-        }
-    })
 }

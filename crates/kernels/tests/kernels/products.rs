@@ -328,6 +328,77 @@ fn activation_products_and_half_precision_weights() {
     assert_eq!(back, halves);
 }
 
+/// Rows of `w`, as one who reads them from a file would bring them.
+fn bring(w: &[f32], inputs: usize, rows: std::ops::Range<usize>, into: ViewMut<'_>) {
+    let numbers = &w[rows.start * inputs..rows.end * inputs];
+    match into {
+        ViewMut::F32(into) => into.copy_from_slice(numbers),
+        ViewMut::Bf16(into) => into
+            .iter_mut()
+            .zip(numbers)
+            .for_each(|(to, from)| *to = bf16::from_f32(*from)),
+    }
+}
+
+#[test]
+fn weights_brought_row_by_row_are_packed_like_whole_ones() {
+    let mut numbers = Numbers::new(9);
+    for (outputs, channels, taps, columns) in [
+        (70, 33, 1, Columns::Plain),
+        (64, 40, 1, Columns::Plain),
+        (80, 34, 1, Columns::Gated),
+        (33, 10, 9, Columns::Plain),
+        (5, 3, 9, Columns::Plain),
+        (40, 6, 4, Columns::Plain),
+    ] {
+        let inputs = channels * taps;
+        let w: Vec<f32> = numbers.vec(outputs * inputs);
+        for kind in [WeightType::F32, WeightType::Bf16] {
+            let brought = PackedWeights::pack_rows((outputs, inputs), kind, columns, taps, |rows, into| {
+                bring(&w, inputs, rows, into);
+                Ok::<_, KernelError>(())
+            })
+            .unwrap();
+            let source = WeightSource::F32(&w);
+            let side = ConvShape {
+                kernel: (1, taps),
+                ..ConvShape::same(channels, outputs, 1)
+            };
+            let whole = match columns {
+                Columns::Plain => PackedWeights::pack_conv(source, &side, kind),
+                Columns::Gated => PackedWeights::pack(source, (outputs, inputs), kind, columns),
+            }
+            .unwrap();
+            let expected: Vec<f32> = match kind {
+                WeightType::F32 => w.clone(),
+                WeightType::Bf16 => w.iter().map(|x| bf16::from_f32(*x).to_f32()).collect(),
+            };
+            assert_eq!(brought.unpack::<f32>(), expected);
+            assert_eq!(whole.unpack::<f32>(), expected);
+            if taps == 1 {
+                let x: Vec<f32> = numbers.vec(3 * inputs);
+                let run = |weights: &PackedWeights| {
+                    let mut out = vec![0f32; 3 * weights.out_columns()];
+                    linear(&x, 3, weights, &Epilogue::default(), &mut out).unwrap();
+                    out
+                };
+                assert_eq!(run(&brought), run(&whole), "padding is zero in both");
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_that_cannot_be_brought_are_an_error() {
+    let failed = PackedWeights::pack_rows((100, 8), WeightType::Bf16, Columns::Plain, 1, |rows, _| {
+        if rows.contains(&70) {
+            return Err(KernelError::Zero("row 70"));
+        }
+        Ok(())
+    });
+    assert_eq!(failed.unwrap_err(), KernelError::Zero("row 70"));
+}
+
 #[test]
 fn wrong_lengths_are_errors() {
     let w = vec![0f32; 12];
