@@ -18,7 +18,7 @@ mod timestep;
 pub use activation::{Activation, geglu, gelu_erf, gelu_tanh, quick_gelu, silu};
 pub use attention::{Mask, attention, softmax};
 pub use conv::{Conv2d, ConvShape, Padding};
-pub use cpu::{Packing, pack, pack_rows, plainly, unpack};
+pub use cpu::{Packing, pack, plainly, unpack};
 pub use embedding::Embedding;
 pub use linear::{Bias, GegluLinear, Linear};
 pub use norm::{GroupNorm, LayerNorm, RmsNorm, modulate};

@@ -15,7 +15,6 @@ use super::convert::{Number, float_width};
 use super::{
     LayerTable, Located, NumbersMut, RawTensor, SlotLayout, StoredType, TensorSource, WeightSlot, WeightsError,
 };
-use crate::ops::pack_rows;
 
 /// A view of a [`TensorSource`] below a name prefix, that makes tensors of one device and compute type.
 ///
@@ -194,7 +193,7 @@ impl Weights {
                 located.read_numbers(rows.start * row, into)
             };
             let place = (&self.device, self.dtype);
-            if let Some(packed) = pack_rows(place, shape, layout.packing(), fetch)? {
+            if let Some(packed) = layout.packing().rows(place, shape, fetch)? {
                 return Ok(WeightSlot::of_packed(packed, shape, layout, place));
             }
         }

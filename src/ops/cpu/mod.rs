@@ -135,32 +135,34 @@ fn pack_as<T: Float>(weight: &Tensor, packing: Packing) -> Result<Arc<PackedWeig
     packed.map(Arc::new).map_err(wrong)
 }
 
-/// As [`pack`] for a weight of this shape on a device and of a type, whose rows `fetch` brings on any thread.
-///
-/// # Errors
-/// The first of `fetch`, or the shape does not fit the packing.
-pub fn pack_rows<E: From<KernelError> + Send>(
-    (device, dtype): (&Device, DType),
-    shape: &[usize],
-    packing: Packing,
-    fetch: impl Fn(Range<usize>, ViewMut<'_>) -> std::result::Result<(), E> + Sync,
-) -> std::result::Result<Option<Arc<PackedWeights>>, E> {
-    if !takes(device, dtype) {
-        return Ok(None);
+impl Packing {
+    /// As [`pack`] for a weight of this shape on a device and of a type, whose rows `fetch` brings on any thread.
+    ///
+    /// # Errors
+    /// The first of `fetch`, or the shape does not fit the packing.
+    pub fn rows<E: From<KernelError> + Send>(
+        self,
+        (device, dtype): (&Device, DType),
+        shape: &[usize],
+        fetch: impl Fn(Range<usize>, ViewMut<'_>) -> std::result::Result<(), E> + Sync,
+    ) -> std::result::Result<Option<Arc<PackedWeights>>, E> {
+        if !takes(device, dtype) {
+            return Ok(None);
+        }
+        let to = if dtype == DType::F32 {
+            WeightType::F32
+        } else {
+            WeightType::Bf16
+        };
+        let (columns, taps) = match self {
+            Packing::Linear => (Columns::Plain, 1),
+            Packing::Gated => (Columns::Gated, 1),
+            Packing::Conv => (Columns::Plain, shape.iter().skip(2).product()),
+        };
+        let outputs = shape.first().copied().unwrap_or(0);
+        let inputs = shape.iter().skip(1).product();
+        PackedWeights::pack_rows((outputs, inputs), to, columns, taps, fetch).map(|packed| Some(Arc::new(packed)))
     }
-    let to = if dtype == DType::F32 {
-        WeightType::F32
-    } else {
-        WeightType::Bf16
-    };
-    let (columns, taps) = match packing {
-        Packing::Linear => (Columns::Plain, 1),
-        Packing::Gated => (Columns::Gated, 1),
-        Packing::Conv => (Columns::Plain, shape.iter().skip(2).product()),
-    };
-    let outputs = shape.first().copied().unwrap_or(0);
-    let inputs = shape.iter().skip(1).product();
-    PackedWeights::pack_rows((outputs, inputs), to, columns, taps, fetch).map(|packed| Some(Arc::new(packed)))
 }
 
 /// The weight back in its file's order, of the given shape, in the type that it is held as.
