@@ -75,15 +75,18 @@ impl Fields {
         }
     }
 
-    /// A whole number from -1 to the largest of 64 bits without a sign.
+    /// A whole number, whatever its size: the largest of 64 bits without a sign is not too large for a seed.
     pub fn seed(&mut self, names: &[&'static str]) -> Result<Option<i128>, FieldError> {
         match self.any(names)? {
             None => Ok(None),
-            Some(value) => match (value.as_i64(), value.as_u64()) {
-                (Some(number), _) => Ok(Some(i128::from(number))),
-                (None, Some(number)) => Ok(Some(i128::from(number))),
-                (None, None) => Err(self.mistyped(names, &value, "a whole number from -1 to 18446744073709551615")),
-            },
+            Some(value) => {
+                let exact = value.as_i64().map(i128::from).or(value.as_u64().map(i128::from));
+                let float = || value.as_f64().filter(|number| number.fract() == 0.0);
+                match exact.or_else(|| float().map(|number| number as i128)) {
+                    Some(number) => Ok(Some(number)),
+                    None => Err(self.mistyped(names, &value, "a whole number from -1 to 18446744073709551615")),
+                }
+            }
         }
     }
 
@@ -253,7 +256,11 @@ mod tests {
             Ok(Some(u64::MAX.into()))
         );
         assert_eq!(fields(r#"{"seed":-1}"#).seed(&["seed"]), Ok(Some(-1)));
-        assert!(fields(r#"{"seed":1e30}"#).seed(&["seed"]).is_err());
+        assert_eq!(fields(r#"{"seed":7.0}"#).seed(&["seed"]), Ok(Some(7)));
+        // Too large ones arrive as they are: the draft names the range.
+        let too_large = fields(r#"{"seed":18446744073709551616}"#).seed(&["seed"]);
+        assert_eq!(too_large, Ok(Some(i128::from(u64::MAX) + 1)));
+        assert!(fields(r#"{"seed":1.5}"#).seed(&["seed"]).is_err());
     }
 
     #[test]

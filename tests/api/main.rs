@@ -6,6 +6,7 @@ mod support;
 mod answers;
 mod bad_input;
 mod cancel;
+mod description;
 mod disconnect;
 mod drain;
 mod families;

@@ -102,12 +102,12 @@ fn what_is_not_supported_is_refused_by_name() {
         ("img2img", json!({"init_images": [png(8, 8), png(8, 8)]}), "init_images"),
         (
             "img2img",
-            json!({"init_images": [png(8, 8)], "inpainting_fill": 0}),
+            json!({"init_images": [png(8, 8)], "mask": png(8, 8), "inpainting_fill": 0}),
             "inpainting_fill",
         ),
         (
             "img2img",
-            json!({"init_images": [png(8, 8)], "inpaint_full_res": true}),
+            json!({"init_images": [png(8, 8)], "mask": png(8, 8), "inpaint_full_res": true}),
             "inpaint_full_res",
         ),
         (
@@ -219,4 +219,40 @@ fn png_info_reads_parameters() {
         (&json!(""), &json!({}))
     );
     assert_eq!(worker.post("/sdapi/v1/png-info", &json!({})).param(), "image");
+}
+
+#[test]
+fn requests_of_sillytavern_and_open_webui_are_accepted_as_they_send_them() {
+    let worker = Worker::start();
+    let sillytavern = json!({
+        "url": "http://localhost:7833", "auth": "", "prompt": "a cat", "negative_prompt": "dog",
+        "sampler_name": "Euler a", "scheduler": "Karras", "steps": 3, "cfg_scale": 7, "width": 64, "height": 64,
+        "restore_faces": false, "enable_hr": false, "hr_upscaler": "Latent", "hr_scale": 1, "hr_additional_modules": [],
+        "denoising_strength": 0.7, "hr_second_pass_steps": 0,
+        "override_settings": {"CLIP_stop_at_last_layers": 2, "sd_vae": "Automatic"},
+        "override_settings_restore_afterwards": true, "clip_skip": 2, "save_images": true, "send_images": true,
+        "do_not_save_grid": false, "do_not_save_samples": false,
+    });
+    let answer = worker.post("/sdapi/v1/txt2img", &sillytavern);
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(worker.script.requests.lock().unwrap()[0].clip_skip, 2);
+
+    let open_webui = json!({
+        "prompt": "a cat", "batch_size": 1, "width": 64, "height": 64, "steps": 3, "cfg_scale": 7.0,
+        "sampler_name": "Euler", "scheduler": "Automatic",
+    });
+    let answer = worker.post("/sdapi/v1/txt2img", &open_webui);
+    assert_eq!(answer.status, 200, "{}", answer.text());
+
+    // How a mask is used says nothing where there is none.
+    let without_mask = json!({
+        "prompt": "a cat", "init_images": [png(8, 8)], "inpainting_fill": 0, "inpaint_full_res": true,
+        "inpaint_full_res_padding": 32, "inpainting_mask_invert": 0, "mask_blur": 4,
+    });
+    let answer = worker.post("/sdapi/v1/img2img", &without_mask);
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let mut masked = without_mask;
+    masked["mask"] = png(8, 8).into();
+    let answer = worker.post("/sdapi/v1/img2img", &masked);
+    assert_eq!((answer.status, answer.param().as_str()), (400, "inpainting_fill"));
 }

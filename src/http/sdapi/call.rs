@@ -56,12 +56,15 @@ impl Call {
             ..Draft::default()
         };
         overrides(&mut fields, &mut draft)?;
+        if let Some(skip) = fields.integer(&["clip_skip"])? {
+            draft.clip_skip = Some(skip);
+        }
         let kind = match way {
             Way::TextToImage => OperationKind::ImageGeneration,
             Way::ImageToImage => pictures(&mut fields, &mut draft, checker)?,
         };
         let send_images = fields.boolean(&["send_images"])?.unwrap_or(true);
-        refuse_extras(&mut fields, way)?;
+        refuse_extras(&mut fields, way, kind == OperationKind::ImageInpaint)?;
         fields.finish()?;
         let request = checker.build(kind, draft).map_err(renamed)?;
         Ok(Self {
@@ -116,6 +119,7 @@ fn overrides(fields: &mut Fields, draft: &mut Draft) -> Result<(), FieldError> {
     draft.model = settings.string(&["sd_model_checkpoint"])?;
     draft.clip_skip = settings.integer(&["CLIP_stop_at_last_layers"])?;
     settings.neutral("samples_format", &[json!("png")])?;
+    settings.neutral("sd_vae", &["Automatic", "None", ""].map(|word| json!(word)))?;
     settings.finish()
 }
 
@@ -144,57 +148,87 @@ fn pictures(fields: &mut Fields, draft: &mut Draft, checker: &Checker) -> Result
 }
 
 /// Fields of A1111 that have no counterpart here, with the values that ask for nothing.
-fn refuse_extras(fields: &mut Fields, way: Way) -> Result<(), FieldError> {
+fn refuse_extras(fields: &mut Fields, way: Way, masked: bool) -> Result<(), FieldError> {
     let (no, none, zero) = (json!(false), json!([]), json!(0));
+    for name in ["restore_faces", "tiling", "enable_hr", "disable_extra_networks"] {
+        fields.neutral(name, std::slice::from_ref(&no))?;
+    }
+    // Nothing is ever saved or changed here, so both words mean the same.
     for name in [
-        "restore_faces",
-        "tiling",
-        "enable_hr",
         "do_not_save_samples",
         "do_not_save_grid",
         "save_images",
+        "override_settings_restore_afterwards",
     ] {
-        // Nothing is ever saved here, so both words of the middle two mean the same.
-        let saves = name.starts_with("do_not_save");
-        fields.neutral(
-            name,
-            if saves {
-                &[json!(true), json!(false)]
-            } else {
-                std::slice::from_ref(&no)
-            },
-        )?;
+        fields.neutral(name, &[json!(true), json!(false)])?;
     }
     for name in ["styles", "script_args"] {
         fields.neutral(name, std::slice::from_ref(&none))?;
     }
     fields.neutral("alwayson_scripts", &[Value::Object(Map::new())])?;
-    fields.neutral("override_settings_restore_afterwards", &[json!(true), json!(false)])?;
-    fields.neutral("script_name", &[json!("")])?;
+    fields.neutral("comments", &[Value::Object(Map::new())])?;
+    for name in ["script_name", "refiner_checkpoint"] {
+        fields.neutral(name, &[json!("")])?;
+    }
     fields.neutral("subseed", &[json!(-1), json!(0)])?;
-    for name in ["subseed_strength", "s_churn", "s_tmin", "s_min_uncond"] {
+    for name in ["subseed_strength", "s_churn", "s_tmin", "s_tmax", "s_min_uncond"] {
         fields.neutral(name, &[zero.clone(), json!(0.0)])?;
     }
     fields.neutral("s_noise", &[json!(1), json!(1.0)])?;
     fields.neutral("seed_resize_from_w", &[json!(-1), json!(0)])?;
     fields.neutral("seed_resize_from_h", &[json!(-1), json!(0)])?;
-    if way == Way::TextToImage {
-        // It belongs to the high resolution pass, which is off.
-        fields.ignore(&[
-            "denoising_strength",
-            "hr_scale",
-            "hr_upscaler",
-            "hr_second_pass_steps",
-            "hr_resize_x",
-            "hr_resize_y",
-        ]);
-        return Ok(());
+    // The refiner is off; front ends pass on where they reached the worker and how they name the task.
+    fields.ignore(&["refiner_switch_at", "force_task_id", "url", "auth"]);
+    match way {
+        Way::TextToImage => {
+            fields.ignore(HIGH_RESOLUTION);
+            Ok(())
+        }
+        Way::ImageToImage => refuse_inpainting(fields, masked),
     }
+}
+
+/// They belong to the high resolution pass, which is off.
+const HIGH_RESOLUTION: &[&str] = &[
+    "denoising_strength",
+    "firstphase_width",
+    "firstphase_height",
+    "hr_scale",
+    "hr_upscaler",
+    "hr_second_pass_steps",
+    "hr_resize_x",
+    "hr_resize_y",
+    "hr_checkpoint_name",
+    "hr_sampler_name",
+    "hr_scheduler",
+    "hr_prompt",
+    "hr_negative_prompt",
+    "hr_cfg",
+    "hr_additional_modules",
+];
+
+/// They say how a mask is used, and nothing where there is none.
+const INPAINTING: &[&str] = &[
+    "inpainting_fill",
+    "inpaint_full_res",
+    "inpaint_full_res_padding",
+    "inpainting_mask_invert",
+    "mask_round",
+    "initial_noise_multiplier",
+];
+
+fn refuse_inpainting(fields: &mut Fields, masked: bool) -> Result<(), FieldError> {
+    let (no, zero) = (json!(false), json!(0));
     fields.neutral("resize_mode", std::slice::from_ref(&zero))?;
-    fields.neutral("inpainting_fill", &[json!(1)])?;
-    fields.neutral("inpaint_full_res", &[no.clone(), zero.clone()])?;
-    fields.ignore(&["inpaint_full_res_padding"]);
-    fields.neutral("inpainting_mask_invert", &[zero, no.clone()])?;
     fields.neutral("include_init_images", std::slice::from_ref(&no))?;
-    fields.neutral("image_cfg_scale", &[])
+    fields.neutral("image_cfg_scale", &[])?;
+    if masked {
+        fields.neutral("inpainting_fill", &[json!(1)])?;
+        fields.neutral("inpaint_full_res", &[no.clone(), zero.clone()])?;
+        fields.neutral("inpainting_mask_invert", &[zero, no])?;
+        fields.neutral("mask_round", &[json!(true)])?;
+        fields.neutral("initial_noise_multiplier", &[json!(1), json!(1.0)])?;
+    }
+    fields.ignore(INPAINTING);
+    Ok(())
 }
