@@ -96,6 +96,16 @@ pub enum WeightsError {
         /// Why the hub could not give it.
         reason: String,
     },
+    /// A part that a file of the hub lacks could not be had from where it usually is.
+    #[error("`{file}` brings no {component}, and it could not be fetched from its family's repository: {source}")]
+    NotFetched {
+        /// The file.
+        file: String,
+        /// What it lacks.
+        component: super::Component,
+        /// Why it could not be fetched.
+        source: Box<super::hub::HubError>,
+    },
     /// The program has no model inside.
     #[error("no model is built in (feature `embedded-model` is off); name one with --model")]
     NoBuiltIn,

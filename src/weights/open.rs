@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use super::beside::{open_tensors, vae_at};
 use super::ema_names::with_averages;
 use super::folder::is_pickle;
-use super::hub::{Hub, HubConfig, OnProgress};
-use super::presets::t5_tokenizer;
+use super::hub::{Hub, HubConfig, HubError, OnProgress};
+use super::presets::{family_repository, t5_tokenizer};
 use super::recognise::recognise;
-use super::{Component, Folder, ModelFiles, ModelSpec, Place, Precision, TokenizerFiles, WeightsError, built_in};
+use super::{
+    Component, Folder, HubRef, ModelFiles, ModelSpec, Part, Place, Precision, TokenizerFiles, WeightsError, built_in,
+};
 
 /// What may be said besides the model's name.
 #[derive(Clone, Debug, Default)]
@@ -27,18 +29,31 @@ impl ModelFiles {
     /// # Errors
     /// The model is not there, is damaged, or is of an unknown kind; the message says what to do.
     pub fn open(spec: &ModelSpec, options: &OpenOptions, on: &mut OnProgress<'_>) -> Result<Self, WeightsError> {
+        Self::open_from(spec, options, &HubConfig::from_env, on)
+    }
+
+    /// As [`ModelFiles::open`], with a hub of one's own.
+    ///
+    /// # Errors
+    /// As [`ModelFiles::open`].
+    pub fn open_from(
+        spec: &ModelSpec,
+        options: &OpenOptions,
+        hub: &dyn Fn() -> Result<HubConfig, HubError>,
+        on: &mut OnProgress<'_>,
+    ) -> Result<Self, WeightsError> {
         let mut files = match &spec.place {
             Place::BuiltIn => built_in::files()?,
             Place::Path(path) => Self::open_path(path, options)?,
             Place::Hub(model) => {
-                let hub = Hub::new(HubConfig::from_env()?);
-                let path = match &model.file {
-                    Some(_) => hub.file(model, on)?,
-                    None => hub.model(model, options.precision, on)?,
+                let hub = Hub::new(hub()?);
+                let files = match &model.file {
+                    Some(_) => Self::from_hub_file(&hub, model, options, on)?,
+                    None => Self::open_path(&hub.model(model, options.precision, on)?, options)?,
                 };
                 Self {
                     source: model.to_string(),
-                    ..Self::open_path(&path, options)?
+                    ..files
                 }
             }
         };
@@ -50,13 +65,40 @@ impl ModelFiles {
             files.tokenizer_2 = Some(tokenizer_at(path)?);
         }
         if files.family.is_flux() && files.tokenizer_2.is_none() {
-            let file = HubConfig::from_env().and_then(|config| Hub::new(config).file(&t5_tokenizer(), on));
+            let file = hub().and_then(|config| Hub::new(config).file(&t5_tokenizer(), on));
             let file = file.map_err(|error| WeightsError::NoTokenizer {
                 reason: error.to_string(),
             })?;
             files.tokenizer_2 = Some(tokenizer_at(&file)?);
         }
         Ok(files)
+    }
+
+    /// One file of a repository; the parts that it lacks come from the repository of its family's preset.
+    fn from_hub_file(
+        hub: &Hub,
+        model: &HubRef,
+        options: &OpenOptions,
+        on: &mut OnProgress<'_>,
+    ) -> Result<Self, WeightsError> {
+        let path = hub.file(model, on)?;
+        Self::from_file_with(&path, options, &mut |family, component| {
+            let Some(home) = family_repository(family) else {
+                return Ok(None);
+            };
+            let folder =
+                hub.part(&home, component, options.precision, on)
+                    .map_err(|source| WeightsError::NotFetched {
+                        file: model.to_string(),
+                        component,
+                        source: Box::new(source),
+                    })?;
+            let folder = Folder::open(&folder, options.precision)?;
+            Ok(Some(Part {
+                config: folder.config(component)?,
+                tensors: folder.component(component)?,
+            }))
+        })
     }
 
     /// Opens a folder or file on disk, without the parts that `options` names elsewhere.

@@ -111,6 +111,21 @@ pub fn preset_names() -> Vec<&'static str> {
     TABLE.preset.iter().map(|preset| preset.name.as_str()).collect()
 }
 
+/// The repository that the parts of a family's models are fetched from: its first preset's.
+#[must_use]
+pub fn family_repository(family: Family) -> Option<HubRef> {
+    let presets = TABLE.preset.iter().filter(|preset| preset.family == Some(family));
+    presets
+        .filter_map(|preset| {
+            Some(HubRef {
+                id: preset.repository.clone()?,
+                revision: preset.revision.clone(),
+                file: None,
+            })
+        })
+        .next()
+}
+
 /// Where T5's tokenizer is on the hub.
 #[must_use]
 pub fn t5_tokenizer() -> HubRef {

@@ -25,6 +25,15 @@ impl ModelFiles {
     /// # Errors
     /// It fits no family, a part is missing, or it is damaged.
     pub fn from_file(path: &Path, options: &OpenOptions) -> Result<Self, WeightsError> {
+        Self::from_file_with(path, options, &mut |_, _| Ok(None))
+    }
+
+    /// As [`ModelFiles::from_file`]; what is nowhere beside the file is asked of `elsewhere`.
+    pub(super) fn from_file_with(
+        path: &Path,
+        options: &OpenOptions,
+        elsewhere: &mut dyn FnMut(Family, Component) -> Result<Option<Part>, WeightsError>,
+    ) -> Result<Self, WeightsError> {
         let (file, facts) = open_tensors(path)?;
         let file = with_averages(file);
         let denoiser = recognise(file.as_ref()).map_err(|found| WeightsError::Unrecognised {
@@ -36,12 +45,15 @@ impl ModelFiles {
         let mut parts = BTreeMap::new();
         let (component, part) = denoiser_part(&file, &denoiser)?;
         parts.insert(component, part);
+        let mut find = |component, inside: Option<Part>| match inside {
+            Some(part) => Ok(part),
+            None => match beside.component(family, component) {
+                Err(lacking @ WeightsError::NoPart { .. }) => elsewhere(family, component)?.ok_or(lacking),
+                found => found,
+            },
+        };
         if options.vae.is_none() {
-            let inside = vae_in(&file, family)?;
-            parts.insert(
-                Component::Vae,
-                inside.map_or_else(|| beside.component(family, Component::Vae), Ok)?,
-            );
+            parts.insert(Component::Vae, find(Component::Vae, vae_in(&file, family)?)?);
         }
         let mut encoders = vec![Component::TextEncoder];
         if has_second_encoder(&denoiser) {
@@ -49,10 +61,7 @@ impl ModelFiles {
         }
         for component in encoders {
             let inside = text_encoder_in(&file, family, component)?;
-            parts.insert(
-                component,
-                inside.map_or_else(|| beside.component(family, component), Ok)?,
-            );
+            parts.insert(component, find(component, inside)?);
         }
         for (component, part) in &mut parts {
             if let Some(config) = beside.own_text(&format!("{}/config.json", component.folder()))? {

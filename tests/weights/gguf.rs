@@ -51,7 +51,7 @@ fn rows_of_blocks_are_the_rows_of_the_whole() {
     }
 }
 
-fn gguf(path: &Path, tensors: &[(String, QTensor)]) {
+pub fn gguf(path: &Path, tensors: &[(String, QTensor)]) {
     let named: Vec<(&str, &QTensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
     let architecture = Value::String("test".to_owned());
     let mut file = std::fs::File::create(path).unwrap();
@@ -65,7 +65,7 @@ fn blocks(shape: &[usize], kind: GgmlDType) -> QTensor {
 }
 
 /// A FLUX transformer of one double and one single block, 64 wide, under the makers' names.
-fn flux(prefix: &str, kind: GgmlDType) -> Vec<(String, QTensor)> {
+pub fn flux(prefix: &str, kind: GgmlDType) -> Vec<(String, QTensor)> {
     let (w, h) = (64, 32);
     let mut shapes: Vec<(String, Vec<usize>)> = vec![
         ("img_in.weight".into(), vec![w, 64]),

@@ -14,6 +14,8 @@ pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 pub struct Behaviour {
     /// Files by name.
     pub files: BTreeMap<String, Vec<u8>>,
+    /// Further repositories, whose files nothing else here is about; `None` is gated.
+    pub others: BTreeMap<&'static str, Option<BTreeMap<String, Vec<u8>>>>,
     /// Large files are redirected to another address, as the hub does.
     pub redirect: bool,
     /// The repository is gated: this token opens it.
@@ -107,6 +109,9 @@ fn answer(stream: &TcpStream, behaviour: &Behaviour, seen: &Mutex<Vec<String>>) 
         };
         return respond(stream, &request, status, "X-Error-Code: GatedRepo\r\n", b"gated");
     }
+    if let Some((id, rest)) = behaviour.others.iter().find(|(id, _)| path.contains(*id)) {
+        return answer_other(stream, &request, id, rest.as_ref());
+    }
     if let Some(revision) = path.strip_prefix("/api/models/owner/model/revision/") {
         if !["main", "refs%2Fpr%2F1", COMMIT].contains(&revision) {
             return respond(
@@ -117,22 +122,7 @@ fn answer(stream: &TcpStream, behaviour: &Behaviour, seen: &Mutex<Vec<String>>) 
                 b"",
             );
         }
-        let names: Vec<_> = behaviour
-            .files
-            .keys()
-            .map(|name| format!(r#"{{"rfilename":"{name}"}}"#))
-            .collect();
-        let body = format!(
-            r#"{{"id":"owner/model","sha":"{COMMIT}","siblings":[{}]}}"#,
-            names.join(",")
-        );
-        return respond(
-            stream,
-            &request,
-            "200 OK",
-            "Content-Type: application/json\r\n",
-            body.as_bytes(),
-        );
+        return list(stream, &request, "owner/model", &behaviour.files);
     }
     let file = path
         .strip_prefix("/owner/model/resolve/")
@@ -164,6 +154,37 @@ fn answer(stream: &TcpStream, behaviour: &Behaviour, seen: &Mutex<Vec<String>>) 
             "X-Error-Code: RepoNotFound\r\n",
             b"",
         ),
+    }
+}
+
+fn list(stream: &TcpStream, request: &Request, id: &str, files: &BTreeMap<String, Vec<u8>>) {
+    let names: Vec<_> = files
+        .keys()
+        .map(|name| format!(r#"{{"rfilename":"{name}"}}"#))
+        .collect();
+    let body = format!(r#"{{"id":"{id}","sha":"{COMMIT}","siblings":[{}]}}"#, names.join(","));
+    let head = "Content-Type: application/json\r\n";
+    respond(stream, request, "200 OK", head, body.as_bytes());
+}
+
+fn answer_other(stream: &TcpStream, request: &Request, id: &str, files: Option<&BTreeMap<String, Vec<u8>>>) {
+    let Some(files) = files else {
+        let head = "X-Error-Code: GatedRepo\r\n";
+        return respond(stream, request, "401 Unauthorized", head, b"gated");
+    };
+    if request.path.starts_with("/api/") {
+        return list(stream, request, id, files);
+    }
+    let name = request.path.split(&format!("{id}/resolve/")).nth(1);
+    match name.and_then(|rest| Some((rest.split_once('/')?.1, files.get(rest.split_once('/')?.1)?))) {
+        Some((name, bytes)) => {
+            let head = format!("X-Repo-Commit: {COMMIT}\r\nETag: \"{}\"\r\n", etag(name));
+            respond(stream, request, "200 OK", &head, bytes);
+        }
+        None => {
+            let head = "X-Error-Code: EntryNotFound\r\n";
+            respond(stream, request, "404 Not Found", head, b"");
+        }
     }
 }
 

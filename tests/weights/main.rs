@@ -5,6 +5,7 @@ mod damaged;
 mod folders;
 mod gguf;
 mod hub;
+mod hub_parts;
 mod hub_server;
 mod lora;
 mod single_files;

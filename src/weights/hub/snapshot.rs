@@ -40,13 +40,39 @@ impl Hub {
         if self.config.offline {
             return self.cached_model(model, precision, |what| self.offline(what));
         }
-        match self.fetch_model(model, precision, on) {
+        match self.fetch_model(model, precision, &|_| true, on) {
             // Without a network, what the cache has is as good as it gets.
             Err(HubError::Unreachable { url, reason }) => {
                 let found = self.cached_model(model, precision, |_| HubError::Unreachable { url, reason })?;
                 tracing::warn!(model = %model, "the hub cannot be reached; using the cached model");
                 Ok(found)
             }
+            other => other,
+        }
+    }
+
+    /// The folder of a model of which one component is there; fetches what the cache lacks of that.
+    ///
+    /// # Errors
+    /// As [`Hub::model`].
+    pub fn part(
+        &self,
+        model: &HubRef,
+        component: Component,
+        precision: Precision,
+        on: &mut OnProgress<'_>,
+    ) -> Result<PathBuf, HubError> {
+        let inside = format!("{}/", component.folder());
+        let cached = self.snapshot_of(model).filter(|snapshot| {
+            let missing = missing_parts(snapshot, precision);
+            !missing.iter().any(|name| name.starts_with(&inside)) && snapshot.join(&inside).is_dir()
+        });
+        if self.config.offline {
+            return cached.ok_or_else(|| self.offline(format!("{component} of {model}")));
+        }
+        let wanted = |name: &str| name == "model_index.json" || name.starts_with(&inside);
+        match self.fetch_model(model, precision, &wanted, on) {
+            Err(error @ HubError::Unreachable { .. }) => cached.ok_or(error),
             other => other,
         }
     }
@@ -78,14 +104,23 @@ impl Hub {
         }
     }
 
-    fn fetch_model(&self, model: &HubRef, precision: Precision, on: &mut OnProgress<'_>) -> Result<PathBuf, HubError> {
+    fn fetch_model(
+        &self,
+        model: &HubRef,
+        precision: Precision,
+        wanted: &dyn Fn(&str) -> bool,
+        on: &mut OnProgress<'_>,
+    ) -> Result<PathBuf, HubError> {
         let info = self.remote.repo(&model.id, &model.revision)?;
         let commit = checked_commit(info.sha.clone(), &model.id)?;
         let Plan {
-            small,
+            mut small,
             mut weights,
-            indices,
+            mut indices,
         } = plan(&model.id, &info.files(), precision)?;
+        for names in [&mut small, &mut weights, &mut indices] {
+            names.retain(|name| wanted(name));
+        }
         let snapshot = self.repo(model).pointer_path(&commit);
         let look_up = |names: &[String]| -> Result<Vec<(String, FileInfo)>, HubError> {
             let missing = names.iter().filter(|name| !snapshot.join(name).exists());
