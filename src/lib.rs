@@ -28,7 +28,7 @@
 
 /// Tensors come and go with every operation: the system's allocator would give their pages back and fault them in again.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: sd_kernels::Reusing<mimalloc::MiMalloc> = sd_kernels::Reusing(mimalloc::MiMalloc);
 
 pub mod actors;
 pub mod app;

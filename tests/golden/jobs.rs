@@ -1,12 +1,14 @@
 //! What a job does besides its pictures: seeds, steps, previews, cancelling, LoRAs that come and go, reuse between steps.
 
-use sd_worker::domain::load::{DtypeChoice, LoadOptions, Residency};
+use sd_worker::domain::draft::{Draft, Rules};
+use sd_worker::domain::limits::Limits;
+use sd_worker::domain::load::{DeviceChoice, DtypeChoice, LoadOptions, Residency};
 use sd_worker::domain::picture::InputMask;
-use sd_worker::domain::request::{GenerationRequest, LoraRef, Operation, StepCache};
-use sd_worker::pipeline::PipelineError;
+use sd_worker::domain::request::{GenerationRequest, LoraRef, Operation, OperationKind, StepCache};
 use sd_worker::pipeline::image_io::read_parameters;
+use sd_worker::pipeline::{PipelineError, load};
 
-use crate::painting::{Recorder, case, decoded, fixtures, model, model_with, paint, psnr, request};
+use crate::painting::{Recorder, Silent, case, decoded, fixtures, model, model_with, paint, psnr, request};
 
 #[test]
 fn the_same_seed_gives_the_same_bytes_and_a_batch_counts_up() {
@@ -74,6 +76,41 @@ fn half_types_stay_within_38_db_of_f32() {
             let found = psnr(&decoded(&half, 0), &decoded(&exact, 0));
             assert!(found >= 38.0, "{name} {dtype:?}: {found} dB");
         }
+    }
+}
+
+#[cfg(feature = "embedded-model")]
+#[test]
+fn the_built_in_model_paints_in_bf16_within_38_db_of_f32() {
+    let paint_all = |dtype| -> Vec<_> {
+        let options = LoadOptions {
+            device: DeviceChoice::Cpu,
+            dtype,
+            ..LoadOptions::default()
+        };
+        let mut pipeline = load(&options, &mut Silent).unwrap();
+        let requests = [("a panda on a blue background", 1), ("a red apple", 2)].map(|(prompt, seed)| {
+            let draft = Draft {
+                prompt: Some(prompt.to_owned()),
+                seed: Some(seed),
+                steps: Some(8),
+                ..Draft::default()
+            };
+            let rules = Rules {
+                model: pipeline.info(),
+                limits: &Limits::default(),
+                step_cache: StepCache::Off,
+                loras: &[],
+            };
+            draft.build(OperationKind::ImageGeneration, &rules).unwrap()
+        });
+        let pictures = requests.map(|request| decoded(&paint(pipeline.as_mut(), &request), 0));
+        pictures.to_vec()
+    };
+    let (half, exact) = (paint_all(DtypeChoice::Bf16), paint_all(DtypeChoice::F32));
+    for (half, exact) in half.iter().zip(&exact) {
+        let found = psnr(half, exact);
+        assert!(found >= 38.0, "{found} dB");
     }
 }
 

@@ -26,7 +26,7 @@ fn measure(name: &str, flop: f64, mut run: impl FnMut()) {
     }
     run();
     let mut best = f64::MAX;
-    for _ in 0..5 {
+    for _ in 0..std::env::var("ROUNDS").map_or(5, |n| n.parse().unwrap()) {
         let rounds = (2e9 / flop).ceil().max(1.0);
         let start = cpu_seconds();
         (0..rounds as usize).for_each(|_| run());

@@ -1,5 +1,7 @@
 //! AMX: products of 16x32 and 32x16 bf16 tiles, summed in f32. Written as assembly because Rust has no stable intrinsics for it.
 //!
+//! Tiles 0 to 3 hold sums, a quarter each of 32 rows by 32 columns; 4 to 7 what is multiplied.
+//!
 //! No compiled code uses the tile registers, so they keep their contents between the blocks below.
 
 use std::arch::asm;
@@ -79,8 +81,8 @@ impl Drop for Tiles {
 pub(crate) struct Block {
     /// Upper 16 rows of A: rows `a_row` bytes apart; the next 32 columns `a_step` bytes further.
     pub(crate) a: *const bf16,
-    /// From the upper 16 rows of A to the lower 16.
-    pub(crate) a_lower: usize,
+    /// Lower 16 rows of A.
+    pub(crate) a_lower: *const bf16,
     pub(crate) a_row: usize,
     pub(crate) a_step: usize,
     /// B in pairs of rows: 16 pairs `b_row` bytes apart; the next 32 rows `b_step` bytes further, the right tile 64 bytes on.
@@ -89,137 +91,157 @@ pub(crate) struct Block {
     pub(crate) b_step: usize,
     /// Number of 32-wide steps, at least 1.
     pub(crate) steps: usize,
-    /// C, f32, rows `c_row` bytes apart.
-    pub(crate) c: *mut f32,
-    pub(crate) c_row: usize,
-    /// Add to C instead of overwriting it.
-    pub(crate) accumulate: bool,
+    /// What will be wanted next: 256 bytes a step are brought into the second-level cache. Any address will do.
+    pub(crate) next: *const bf16,
 }
 
-/// C\[32x32\] (+)= A\[32 x 32 steps\] B.
-///
-/// # Safety
-/// All rows named by the block must be readable (C writable); `_tiles` shows that the thread's tiles are configured.
-#[inline(always)]
-pub(crate) unsafe fn product_2x2(_tiles: &Tiles, p: Block) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!(
-            "test {acc}, {acc}",
-            "jz 3f",
-            "tileloadd tmm0, [{c} + {cs}*1]",
-            "tileloadd tmm1, [{c} + {cs}*1 + 64]",
-            "tileloadd tmm2, [{c2} + {cs}*1]",
-            "tileloadd tmm3, [{c2} + {cs}*1 + 64]",
-            "jmp 2f",
-            "3:",
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tilezero tmm2",
-            "tilezero tmm3",
-            "2:",
-            "tileloadd tmm6, [{b} + {bs}*1]",
-            "tileloadd tmm4, [{a} + {as_}*1]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tileloadd tmm5, [{a2} + {as_}*1]",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tileloadd tmm7, [{b} + {bs}*1 + 64]",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            "add {a}, {ak}",
-            "add {a2}, {ak}",
-            "add {b}, {bk}",
-            "dec {n}",
-            "jnz 2b",
-            "tilestored [{c} + {cs}*1], tmm0",
-            "tilestored [{c} + {cs}*1 + 64], tmm1",
-            "tilestored [{c2} + {cs}*1], tmm2",
-            "tilestored [{c2} + {cs}*1 + 64], tmm3",
-            acc = in(reg) usize::from(p.accumulate),
-            c = in(reg) p.c, c2 = in(reg) p.c.byte_add(16 * p.c_row), cs = in(reg) p.c_row,
-            a = inout(reg) p.a => _, a2 = inout(reg) p.a.byte_add(p.a_lower) => _, as_ = in(reg) p.a_row, ak = in(reg) p.a_step,
-            b = inout(reg) p.b => _, bs = in(reg) p.b_row, bk = in(reg) p.b_step,
-            n = inout(reg) p.steps => _,
-            options(nostack),
-        );
+/// Which of the four 16x16 tiles of sums are in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// 32 rows, 32 columns.
+    Full,
+    /// The upper 16 rows.
+    Upper,
+    /// The left 16 columns.
+    Left,
+}
+
+/// Sums in memory, f32, rows `row` bytes apart.
+#[derive(Clone, Copy)]
+pub(crate) struct Sums {
+    pub(crate) at: *mut f32,
+    pub(crate) row: usize,
+}
+
+impl Tiles {
+    /// Sets the sums to zero.
+    #[inline(always)]
+    pub(crate) fn zero(&self) {
+        // SAFETY: tiles are configured.
+        unsafe {
+            asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                options(nostack, nomem)
+            );
+        }
     }
-}
 
-/// The upper 16 rows only: C\[16x32\] (+)= A\[16 x 32 steps\] B.
-///
-/// # Safety
-/// As for [`product_2x2`], of the upper 16 rows.
-#[inline(always)]
-pub(crate) unsafe fn product_1x2(_tiles: &Tiles, p: Block) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!(
-            "test {acc}, {acc}",
-            "jz 3f",
-            "tileloadd tmm0, [{c} + {cs}*1]",
-            "tileloadd tmm1, [{c} + {cs}*1 + 64]",
-            "jmp 2f",
-            "3:",
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "2:",
-            "tileloadd tmm4, [{a} + {as_}*1]",
-            "tileloadd tmm6, [{b} + {bs}*1]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tileloadd tmm7, [{b} + {bs}*1 + 64]",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "add {a}, {ak}",
-            "add {b}, {bk}",
-            "dec {n}",
-            "jnz 2b",
-            "tilestored [{c} + {cs}*1], tmm0",
-            "tilestored [{c} + {cs}*1 + 64], tmm1",
-            acc = in(reg) usize::from(p.accumulate),
-            c = in(reg) p.c, cs = in(reg) p.c_row,
-            a = inout(reg) p.a => _, as_ = in(reg) p.a_row, ak = in(reg) p.a_step,
-            b = inout(reg) p.b => _, bs = in(reg) p.b_row, bk = in(reg) p.b_step,
-            n = inout(reg) p.steps => _,
-            options(nostack),
-        );
+    /// Reads the sums.
+    ///
+    /// # Safety
+    /// The rows and columns of `form` must be readable.
+    #[inline(always)]
+    pub(crate) unsafe fn load(&self, form: Form, Sums { at, row }: Sums) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!("tileloadd tmm0, [{c} + {cs}*1]", c = in(reg) at, cs = in(reg) row, options(nostack, readonly));
+            if form != Form::Left {
+                asm!("tileloadd tmm1, [{c} + {cs}*1 + 64]", c = in(reg) at, cs = in(reg) row, options(nostack, readonly));
+            }
+            let at = at.byte_add(16 * row);
+            if form != Form::Upper {
+                asm!("tileloadd tmm2, [{c} + {cs}*1]", c = in(reg) at, cs = in(reg) row, options(nostack, readonly));
+            }
+            if form == Form::Full {
+                asm!("tileloadd tmm3, [{c} + {cs}*1 + 64]", c = in(reg) at, cs = in(reg) row, options(nostack, readonly));
+            }
+        }
     }
-}
 
-/// The left 16 columns only: C\[32x16\] (+)= A\[32 x 32 steps\] B.
-///
-/// # Safety
-/// As for [`product_2x2`], of the left 16 columns.
-#[inline(always)]
-pub(crate) unsafe fn product_2x1(_tiles: &Tiles, p: Block) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!(
-            "test {acc}, {acc}",
-            "jz 3f",
-            "tileloadd tmm0, [{c} + {cs}*1]",
-            "tileloadd tmm2, [{c2} + {cs}*1]",
-            "jmp 2f",
-            "3:",
-            "tilezero tmm0",
-            "tilezero tmm2",
-            "2:",
-            "tileloadd tmm6, [{b} + {bs}*1]",
-            "tileloadd tmm4, [{a} + {as_}*1]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tileloadd tmm5, [{a2} + {as_}*1]",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "add {a}, {ak}",
-            "add {a2}, {ak}",
-            "add {b}, {bk}",
-            "dec {n}",
-            "jnz 2b",
-            "tilestored [{c} + {cs}*1], tmm0",
-            "tilestored [{c2} + {cs}*1], tmm2",
-            acc = in(reg) usize::from(p.accumulate),
-            c = in(reg) p.c, c2 = in(reg) p.c.byte_add(16 * p.c_row), cs = in(reg) p.c_row,
-            a = inout(reg) p.a => _, a2 = inout(reg) p.a.byte_add(p.a_lower) => _, as_ = in(reg) p.a_row, ak = in(reg) p.a_step,
-            b = inout(reg) p.b => _, bs = in(reg) p.b_row, bk = in(reg) p.b_step,
-            n = inout(reg) p.steps => _,
-            options(nostack),
-        );
+    /// Writes the sums.
+    ///
+    /// # Safety
+    /// The rows and columns of `form` must be writable.
+    #[inline(always)]
+    pub(crate) unsafe fn store(&self, form: Form, Sums { at, row }: Sums) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!("tilestored [{c} + {cs}*1], tmm0", c = in(reg) at, cs = in(reg) row, options(nostack));
+            if form != Form::Left {
+                asm!("tilestored [{c} + {cs}*1 + 64], tmm1", c = in(reg) at, cs = in(reg) row, options(nostack));
+            }
+            let at = at.byte_add(16 * row);
+            if form != Form::Upper {
+                asm!("tilestored [{c} + {cs}*1], tmm2", c = in(reg) at, cs = in(reg) row, options(nostack));
+            }
+            if form == Form::Full {
+                asm!("tilestored [{c} + {cs}*1 + 64], tmm3", c = in(reg) at, cs = in(reg) row, options(nostack));
+            }
+        }
+    }
+
+    /// Adds A B to the sums.
+    ///
+    /// # Safety
+    /// All rows named by the block must be readable, as far as `form` uses them.
+    #[inline(always)]
+    pub(crate) unsafe fn add(&self, form: Form, p: Block) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match form {
+                Form::Full => asm!(
+                    "2:",
+                    "tileloadd tmm6, [{b} + {bs}*1]",
+                    "tileloadd tmm4, [{a} + {as_}*1]",
+                    "prefetcht1 [{next}]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm5, [{a2} + {as_}*1]",
+                    "prefetcht1 [{next} + 64]",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tileloadd tmm7, [{b} + {bs}*1 + 64]",
+                    "prefetcht1 [{next} + 128]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "prefetcht1 [{next} + 192]",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    "add {a}, {ak}",
+                    "add {a2}, {ak}",
+                    "add {b}, {bk}",
+                    "add {next}, 256",
+                    "dec {n}",
+                    "jnz 2b",
+                    next = inout(reg) p.next => _,
+                    a = inout(reg) p.a => _, a2 = inout(reg) p.a_lower => _, as_ = in(reg) p.a_row, ak = in(reg) p.a_step,
+                    b = inout(reg) p.b => _, bs = in(reg) p.b_row, bk = in(reg) p.b_step,
+                    n = inout(reg) p.steps => _,
+                    options(nostack, readonly),
+                ),
+                Form::Upper => asm!(
+                    "2:",
+                    "tileloadd tmm4, [{a} + {as_}*1]",
+                    "tileloadd tmm6, [{b} + {bs}*1]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm7, [{b} + {bs}*1 + 64]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "add {a}, {ak}",
+                    "add {b}, {bk}",
+                    "dec {n}",
+                    "jnz 2b",
+                    a = inout(reg) p.a => _, as_ = in(reg) p.a_row, ak = in(reg) p.a_step,
+                    b = inout(reg) p.b => _, bs = in(reg) p.b_row, bk = in(reg) p.b_step,
+                    n = inout(reg) p.steps => _,
+                    options(nostack, readonly),
+                ),
+                Form::Left => asm!(
+                    "2:",
+                    "tileloadd tmm6, [{b} + {bs}*1]",
+                    "tileloadd tmm4, [{a} + {as_}*1]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm5, [{a2} + {as_}*1]",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "add {a}, {ak}",
+                    "add {a2}, {ak}",
+                    "add {b}, {bk}",
+                    "dec {n}",
+                    "jnz 2b",
+                    a = inout(reg) p.a => _, a2 = inout(reg) p.a_lower => _, as_ = in(reg) p.a_row, ak = in(reg) p.a_step,
+                    b = inout(reg) p.b => _, bs = in(reg) p.b_row, bk = in(reg) p.b_step,
+                    n = inout(reg) p.steps => _,
+                    options(nostack, readonly),
+                ),
+            }
+        }
     }
 }

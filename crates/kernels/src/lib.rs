@@ -9,6 +9,7 @@
 
 #![warn(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 
+mod allocator;
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod attention;
@@ -20,10 +21,12 @@ pub mod fresh;
 mod gemm;
 mod isa;
 mod norm;
+mod peak;
 mod pool;
 mod quant;
 mod simd;
 
+pub use allocator::Reusing;
 pub use attention::{AttentionMask, AttentionShape, attention};
 pub use conv::{ConvShape, conv2d};
 pub use elementwise::{activate, add, concat, convert, gate, rope, transpose, upsample2x};
@@ -31,6 +34,7 @@ pub use error::{KernelError, Result};
 pub use gemm::{Activation, Columns, Epilogue, PackedWeights, WeightSource, WeightType, linear, matmul_nt};
 pub use isa::{Isa, detected, isa, set_isa};
 pub use norm::{NormAffine, group_norm, layer_norm, rms_norm};
+pub use peak::peak_gflops;
 pub use pool::{parallel_for, set_threads, threads};
 pub use quant::{QuantType, QuantWeights, dequantise, quant_linear};
 pub use simd::{Element, View, ViewMut};

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use super::AttentionShape;
-use crate::amx::{Block, TILE, Tiles, product_2x1, product_2x2};
+use crate::amx::{Block, Form, Sums, TILE, Tiles};
 use crate::buffer::{Scratch, carve, carved_bytes};
 use crate::pool::{SharedMut, parallel_chunks, parallel_for};
 
@@ -158,6 +158,7 @@ struct Task<'a> {
 struct State<'a> {
     /// Tiles of Q: `[16 queries][steps][16][32]`.
     q: &'a mut [bf16],
+    /// `[KEYS / 32][32 queries][32]`.
     scores: &'a mut [f32],
     /// Tiles of weights: `[2][KEYS / 32][16][32]`.
     weights: &'a mut [bf16],
@@ -244,29 +245,32 @@ impl Task<'_> {
         }
     }
 
-    /// Scores of 32 queries with a block of keys, rows KEYS apart.
+    /// Scores of 32 queries with a block of keys.
     #[inline]
     unsafe fn score(&self, tiles: &Tiles, state: &mut State<'_>, block: usize, (key, keys): (usize, usize)) {
         let steps = self.sizes.steps;
         for panel in (0..keys).step_by(PANEL) {
+            let upper = state.q[2 * block * steps * TILE..].as_ptr();
+            let product = Block {
+                a: upper,
+                a_lower: upper.wrapping_add(steps * TILE),
+                a_row: 64,
+                a_step: TILE * 2,
+                b: self.k[(key + panel) * steps * 32..].as_ptr(),
+                b_row: 128,
+                b_step: 16 * 128,
+                steps,
+                next: self.k[(key + panel) * steps * 32..].as_ptr(),
+            };
+            let scores = Sums {
+                at: state.scores[panel * ROWS..].as_mut_ptr(),
+                row: PANEL * 4,
+            };
+            tiles.zero();
             // SAFETY: two tiles of queries, the panel and 32 rows of scores exist.
             unsafe {
-                product_2x2(
-                    tiles,
-                    Block {
-                        a: state.q[2 * block * steps * TILE..].as_ptr(),
-                        a_lower: steps * TILE * 2,
-                        a_row: 64,
-                        a_step: TILE * 2,
-                        b: self.k[(key + panel) * steps * 32..].as_ptr(),
-                        b_row: 128,
-                        b_step: 16 * 128,
-                        steps,
-                        c: state.scores[panel..].as_mut_ptr(),
-                        c_row: KEYS * 4,
-                        accumulate: false,
-                    },
-                );
+                tiles.add(Form::Full, product);
+                tiles.store(Form::Full, scores);
             }
         }
     }
@@ -277,28 +281,41 @@ impl Task<'_> {
         let columns = self.sizes.columns;
         let scale = _mm512_set1_ps(self.scale);
         let valid = keys.min(self.shape.keys - key);
+        for panel in valid / PANEL..keys / PANEL {
+            for line in state.scores[panel * ROWS * PANEL..][..ROWS * PANEL].chunks_exact_mut(PANEL) {
+                line[valid - (panel * PANEL).min(valid)..].fill(-1e30);
+            }
+        }
+        let panels = keys / PANEL;
         for row in 0..ROWS {
-            let line = &mut state.scores[row * KEYS..][..keys];
-            line[valid..].fill(-1e30);
             let state_row = block * ROWS + row;
             let before = state.largest[state_row];
-            // SAFETY: all vectors lie inside the row of scores, the tiles of weights, or the row of sums.
+            // SAFETY: all vectors lie inside the scores, the tiles of weights, or the row of sums.
             unsafe {
+                let scores = state.scores[row * PANEL..].as_ptr();
+                let at = |panel: usize| {
+                    let pair = scores.add(panel * ROWS * PANEL);
+                    (_mm512_load_ps(pair), _mm512_load_ps(pair.add(16)))
+                };
                 let mut tops = [_mm512_set1_ps(before), _mm512_set1_ps(before)];
-                for pair in line.as_chunks::<32>().0 {
-                    tops[0] = _mm512_max_ps(tops[0], _mm512_load_ps(pair.as_ptr()));
-                    tops[1] = _mm512_max_ps(tops[1], _mm512_load_ps(pair.as_ptr().add(16)));
+                for panel in 0..panels {
+                    let (left, right) = at(panel);
+                    tops = [_mm512_max_ps(tops[0], left), _mm512_max_ps(tops[1], right)];
                 }
                 let top = _mm512_reduce_max_ps(_mm512_max_ps(tops[0], tops[1]));
                 let lift = _mm512_set1_ps(-top * self.scale);
                 let mut sums = [_mm512_setzero_ps(); 2];
                 let to = state.weights[row / 16 * (KEYS / 32) * TILE + row % 16 * 32..].as_mut_ptr();
-                for (i, pair) in line.as_chunks::<32>().0.iter().enumerate() {
-                    let left = exp2(_mm512_fmadd_ps(_mm512_load_ps(pair.as_ptr()), scale, lift));
-                    let right = exp2(_mm512_fmadd_ps(_mm512_load_ps(pair.as_ptr().add(16)), scale, lift));
+                for panel in 0..panels {
+                    let (left, right) = at(panel);
+                    let left = exp2(_mm512_fmadd_ps(left, scale, lift));
+                    let right = exp2(_mm512_fmadd_ps(right, scale, lift));
                     sums = [_mm512_add_ps(sums[0], left), _mm512_add_ps(sums[1], right)];
                     let both = _mm512_cvtne2ps_pbh(right, left);
-                    _mm512_store_si512(to.add(i * TILE).cast(), std::mem::transmute::<__m512bh, __m512i>(both));
+                    _mm512_store_si512(
+                        to.add(panel * TILE).cast(),
+                        std::mem::transmute::<__m512bh, __m512i>(both),
+                    );
                 }
                 let sum = _mm512_reduce_add_ps(_mm512_add_ps(sums[0], sums[1]));
                 if top > before {
@@ -318,26 +335,32 @@ impl Task<'_> {
     unsafe fn add_values(&self, tiles: &Tiles, state: &mut State<'_>, block: usize, (key, keys): (usize, usize)) {
         let columns = self.sizes.columns;
         for column in (0..columns).step_by(PANEL) {
-            let block = Block {
-                a: state.weights.as_ptr(),
-                a_lower: KEYS / 32 * TILE * 2,
+            let weights = state.weights.as_ptr();
+            let product = Block {
+                a: weights,
+                a_lower: weights.wrapping_add(KEYS / 32 * TILE),
                 a_row: 64,
                 a_step: TILE * 2,
                 b: self.v[column * self.sizes.keys + key * PANEL..].as_ptr(),
                 b_row: 128,
                 b_step: 16 * 128,
                 steps: keys / 32,
-                c: state.sums[block * ROWS * columns + column..].as_mut_ptr(),
-                c_row: columns * 4,
-                accumulate: true,
+                next: weights,
+            };
+            let sums = Sums {
+                at: state.sums[block * ROWS * columns + column..].as_mut_ptr(),
+                row: columns * 4,
+            };
+            let form = if columns - column >= PANEL {
+                Form::Full
+            } else {
+                Form::Left
             };
             // SAFETY: the weights of 32 queries, the values of these keys and 32 rows of sums exist.
             unsafe {
-                if columns - column >= PANEL {
-                    product_2x2(tiles, block);
-                } else {
-                    product_2x1(tiles, block);
-                }
+                tiles.load(form, sums);
+                tiles.add(form, product);
+                tiles.store(form, sums);
             }
         }
     }
@@ -357,14 +380,14 @@ impl Task<'_> {
     }
 }
 
-/// 2^x for x <= 0, relative error below 1e-4, far less than the rounding to bf16.
+/// 2^x for x <= 0, relative error about 1e-4, far less than the rounding to bf16.
 #[inline]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 fn exp2(x: __m512) -> __m512 {
-    let n = _mm512_roundscale_ps::<0>(x);
-    let f = _mm512_sub_ps(x, n);
-    let p = _mm512_fmadd_ps(f, _mm512_set1_ps(0.055_170_93), _mm512_set1_ps(0.242_609_6));
-    let p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.693_260_97));
-    let p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.999_928_2));
-    _mm512_scalef_ps(p, n)
+    // x less its floor; the scaling takes the floor itself.
+    let f = _mm512_reduce_ps::<1>(x);
+    let p = _mm512_fmadd_ps(f, _mm512_set1_ps(0.07802411), _mm512_set1_ps(0.22606791));
+    let p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.69583316));
+    let p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.99992527));
+    _mm512_scalef_ps(p, x)
 }

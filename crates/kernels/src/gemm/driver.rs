@@ -4,18 +4,23 @@
 //! panel. With several depth blocks the sums wait in an f32 buffer; the last one finishes them. Block sizes depend on the
 //! dimensions alone where they decide the order of a sum, so results do not depend on the number of threads.
 
+#[cfg(target_arch = "x86_64")]
 use half::bf16;
 
 use super::PANEL;
 use super::epilogue::{Finish, Target};
+use super::gather::GatherF32;
+#[cfg(target_arch = "x86_64")]
+use super::gather::{GatherBf16, Order};
 use super::micro::{PanelPtr, block_f32};
 use super::pack::{Data, PackedWeights};
-use super::rows::{Piece, Rows};
+use super::rows::Rows;
 use crate::buffer::{Scratch, carve, carved_bytes};
 use crate::error::{Result, check_len, volume};
+#[cfg(target_arch = "x86_64")]
 use crate::isa::{Isa, isa};
 use crate::pool::{parallel_for, threads};
-use crate::simd::{Element, Kernel, LANES, Simd, View, ViewMut, dispatch, load_some, store_some};
+use crate::simd::{LANES, View, ViewMut, dispatch};
 
 /// How the sums are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,14 +35,18 @@ enum Method {
     Tiles,
 }
 
+#[cfg(target_arch = "x86_64")]
 fn method(weights: &PackedWeights) -> Method {
     match (&weights.data, isa()) {
-        #[cfg(target_arch = "x86_64")]
         (Data::Bf16(_), Isa::Amx) => Method::Tiles,
-        #[cfg(target_arch = "x86_64")]
         (Data::Bf16(_), Isa::Avx512Bf16) => Method::Dot,
         _ => Method::F32,
     }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn method(_: &PackedWeights) -> Method {
+    Method::F32
 }
 
 /// Sizes of the blocks of one product.
@@ -97,13 +106,18 @@ pub(crate) fn multiply_columns(
     out: ViewMut<'_>,
 ) -> Result<()> {
     let rows = a.count();
-    check_len("output", out.len(), volume(&[rows, columns]))?;
-    finish.check(rows, columns, weights.is_gated())?;
+    check_len("output", out.len(), volume(&[a.out_rows(), columns]))?;
+    finish.check(a.out_rows(), columns, weights.is_gated())?;
     if rows == 0 {
         return Ok(());
     }
-    let plan = Plan::new(method(weights), rows, weights);
     let target = Target::new(out, columns, weights.is_gated());
+    let method = method(weights);
+    #[cfg(target_arch = "x86_64")]
+    if method == Method::Tiles && super::tiles::multiply(a, weights, (finish, &target), first / PANEL) {
+        return Ok(());
+    }
+    let plan = Plan::new(method, rows, weights);
     let row_tasks = rows.div_ceil(plan.rows);
     let runs = weights.panels().div_ceil(plan.panels);
     let first_panel = first / PANEL;
@@ -195,12 +209,14 @@ impl Task<'_> {
                     let count = unit.min(rows - row);
                     block(&step, row, count);
                     if step.last {
-                        // SAFETY: the block's sums are complete; these rows and panels are this task's alone.
-                        unsafe {
-                            let sums = step.sums.add(row * PANEL);
-                            let panel = self.first_panel + panel;
-                            self.target.finish(self.finish, sums, count, first_row + row, panel);
-                        }
+                        let panel = self.first_panel + panel;
+                        self.a.runs(first_row + row, count, |from, place| {
+                            // SAFETY: the block's sums are complete; these rows and panels are this task's alone.
+                            unsafe {
+                                let sums = step.sums.add((row + from) * PANEL);
+                                self.target.finish(self.finish, sums, place, panel);
+                            }
+                        });
                     }
                 }
             }
@@ -303,7 +319,7 @@ impl Task<'_> {
 
     #[cfg(target_arch = "x86_64")]
     fn run_tiles(&self) {
-        use crate::amx::{Block, TILE, Tiles, product_1x2, product_2x2};
+        use crate::amx::{Block, Form, Sums, TILE, Tiles};
         let unit = 32;
         let rows = self.rows.1 - self.rows.0;
         let per_tile_row = self.plan.depth / 32 * TILE;
@@ -329,27 +345,33 @@ impl Task<'_> {
         };
         self.walk(kept, unit, load, |step, row, count| {
             if let PanelPtr::Pairs(b) = self.panel_ptr(step) {
+                let form = if count > 16 { Form::Full } else { Form::Upper };
+                let upper = base.wrapping_add(row / 16 * per_tile_row);
+                let product = Block {
+                    a: upper,
+                    a_lower: upper.wrapping_add(per_tile_row),
+                    a_row: 64,
+                    a_step: TILE * 2,
+                    b,
+                    b_row: 4 * PANEL,
+                    b_step: 64 * PANEL,
+                    steps: steps.get(),
+                    next: b,
+                };
                 // SAFETY: packed rows are readable up to a multiple of 16 (what lies beyond the last row is never stored),
                 // and the sums have room for a multiple of 32 rows.
                 unsafe {
-                    let block = Block {
-                        a: base.add(row / 16 * per_tile_row),
-                        a_lower: per_tile_row * 2,
-                        a_row: 64,
-                        a_step: TILE * 2,
-                        b,
-                        b_row: 4 * PANEL,
-                        b_step: 64 * PANEL,
-                        steps: steps.get(),
-                        c: step.sums.add(row * PANEL),
-                        c_row: 4 * PANEL,
-                        accumulate: !step.first,
+                    let sums = Sums {
+                        at: step.sums.add(row * PANEL),
+                        row: 4 * PANEL,
                     };
-                    if count > 16 {
-                        product_2x2(&tiles, block);
+                    if step.first {
+                        tiles.zero();
                     } else {
-                        product_1x2(&tiles, block);
+                        tiles.load(form, sums);
                     }
+                    tiles.add(form, product);
+                    tiles.store(form, sums);
                 }
             }
         });
@@ -364,150 +386,5 @@ impl Task<'_> {
                 PanelPtr::Pairs(data[(step.panel * padded + step.k0) * PANEL..].as_ptr())
             }
         }
-    }
-}
-
-/// Gathers rows as f32, `lda` apart; with `round`, to the nearest bf16. An odd depth gets a zero behind it.
-struct GatherF32<'a> {
-    a: &'a Rows<'a>,
-    rows: (usize, usize),
-    columns: (usize, usize),
-    out: &'a mut [f32],
-    lda: usize,
-    round: bool,
-}
-
-impl Kernel for GatherF32<'_> {
-    type Out = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Self {
-            a,
-            rows,
-            columns: (k0, k1),
-            out,
-            lda,
-            round,
-        } = self;
-        a.gather(
-            rows,
-            (k0, k1),
-            #[inline(always)]
-            |row, k, piece| match piece {
-                Piece::Values(start, length) => {
-                    let line = &mut out[row * lda + k..][..length];
-                    match a.x {
-                        View::F32(x) => copy(s, &x[start..start + length], line),
-                        View::Bf16(x) => copy(s, &x[start..start + length], line),
-                    }
-                    if round && matches!(a.x, View::F32(_)) {
-                        for x in line {
-                            *x = <bf16 as Element>::from_f32(*x).to_f32();
-                        }
-                    }
-                }
-                Piece::Zeros(count) => out[row * lda + k..][..count].fill(0.0),
-            },
-        );
-        if (k1 - k0) % 2 == 1 {
-            for row in 0..rows.1 - rows.0 {
-                out[row * lda + k1 - k0] = 0.0;
-            }
-        }
-    }
-}
-/// Where gathered rows go; 32 columns from a multiple of 32 on lie together.
-#[derive(Clone, Copy)]
-enum Order {
-    /// Row by row, `lda` apart.
-    Rows { lda: usize },
-    /// Tiles of 16 rows by 32 columns, `per_tile_row` numbers for 16 rows.
-    Tiles { per_tile_row: usize },
-}
-
-impl Order {
-    #[inline(always)]
-    fn index(self, row: usize, k: usize) -> usize {
-        match self {
-            Order::Rows { lda } => row * lda + k,
-            Order::Tiles { per_tile_row } => row / 16 * per_tile_row + k / 32 * 512 + row % 16 * 32 + k % 32,
-        }
-    }
-}
-
-/// Gathers rows as bf16. The depth is filled up with zeros to a multiple of 32.
-struct GatherBf16<'a> {
-    a: &'a Rows<'a>,
-    rows: (usize, usize),
-    columns: (usize, usize),
-    out: &'a mut [bf16],
-    order: Order,
-}
-
-impl Kernel for GatherBf16<'_> {
-    type Out = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Self {
-            a,
-            rows,
-            columns: (k0, k1),
-            out,
-            order,
-        } = self;
-        let depth = k1 - k0;
-        let aligned = a.is_aligned() && k0.is_multiple_of(32);
-        a.gather(
-            rows,
-            (k0, k1),
-            #[inline(always)]
-            |row, k, piece| match piece {
-                Piece::Values(start, length) if aligned => {
-                    for at in (0..length).step_by(32) {
-                        let part = (length - at).min(32);
-                        let to = &mut out[order.index(row, k + at)..][..part];
-                        match a.x {
-                            View::F32(x) => copy(s, &x[start + at..][..part], to),
-                            View::Bf16(x) => match (to.first_chunk_mut::<32>(), x[start + at..].first_chunk::<32>()) {
-                                // A copy of known length is two moves, not a call.
-                                (Some(to), Some(from)) => *to = *from,
-                                _ => to.copy_from_slice(&x[start + at..][..part]),
-                            },
-                        }
-                    }
-                }
-                Piece::Values(start, length) => {
-                    for i in 0..length {
-                        out[order.index(row, k + i)] = match a.x {
-                            View::F32(x) => Element::from_f32(x[start + i]),
-                            View::Bf16(x) => x[start + i],
-                        };
-                    }
-                }
-                Piece::Zeros(count) if aligned => {
-                    for at in (0..count).step_by(32) {
-                        out[order.index(row, k + at)..][..(count - at).min(32)].fill(bf16::ZERO);
-                    }
-                }
-                Piece::Zeros(count) => {
-                    for k in k..k + count {
-                        out[order.index(row, k)] = bf16::ZERO;
-                    }
-                }
-            },
-        );
-        if !depth.is_multiple_of(32) {
-            for row in 0..rows.1 - rows.0 {
-                let start = order.index(row, depth / 32 * 32);
-                out[start + depth % 32..start + 32].fill(bf16::ZERO);
-            }
-        }
-    }
-}
-
-#[inline(always)]
-fn copy<S: Simd, A: Element, B: Element>(s: S, from: &[A], to: &mut [B]) {
-    for (to, from) in to.chunks_mut(LANES).zip(from.chunks(LANES)) {
-        store_some(s, to, load_some(s, from));
     }
 }

@@ -3,6 +3,7 @@
 use half::bf16;
 
 use super::PANEL;
+use super::rows::Place;
 use crate::error::{Result, check_dim, check_len, check_positive, volume};
 use crate::simd::{Element, Kernel, LANES, Simd, View, ViewMut, dispatch, inlined, load_some, store_some};
 
@@ -170,36 +171,27 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// Finishes `rows` rows of one panel, held as f32 at `sums` with 32 columns a row, and stores them from row `first_row`.
+    /// Finishes rows of one panel, held as f32 at `sums` with 32 columns a row, and stores them at `place`.
     ///
     /// # Safety
     /// `sums` must hold the rows, the output must have `columns` columns and these rows, the epilogue must have been checked
     /// against it, and no other thread may touch these rows and columns of it.
-    pub(super) unsafe fn finish(&self, ep: &Finish<'_>, sums: *const f32, rows: usize, first_row: usize, panel: usize) {
+    pub(super) unsafe fn finish(&self, ep: &Finish<'_>, sums: *const f32, place: Place, panel: usize) {
         dispatch(FinishBlock {
             target: self,
             ep,
             sums,
-            rows,
-            first_row,
+            place,
             panel,
         });
     }
 
     /// The common case of [`Self::finish`]: all 32 columns, rows of one group, no gate.
     #[inline(always)]
-    unsafe fn full<S: Simd>(
-        &self,
-        s: S,
-        ep: &Finish<'_>,
-        sums: *const f32,
-        rows: usize,
-        first_row: usize,
-        panel: usize,
-    ) {
+    unsafe fn full<S: Simd>(&self, s: S, ep: &Finish<'_>, sums: *const f32, place: Place, panel: usize) {
         let column = panel * PANEL;
         let mut bias = [s.zero(); 2];
-        let group = first_row / ep.rows_per_group * self.columns + column;
+        let group = place.row / ep.rows_per_group * self.columns + column;
         for (part, bias) in bias.iter_mut().enumerate() {
             if let Some(b) = ep.bias {
                 *bias = load_some(s, &b[column + part * LANES..]);
@@ -208,23 +200,27 @@ impl<'a> Target<'a> {
                 *bias = s.add(*bias, load_some(s, &b[group + part * LANES..]));
             }
         }
-        for row in 0..rows {
-            let at = (first_row + row) * self.columns + column;
+        for row in 0..place.count {
+            let at = (place.row + row * place.step) * self.columns + column;
             // SAFETY: both vectors lie within the block, the residual and the output, which have the same shape.
             unsafe {
-                for (part, bias) in bias.iter().enumerate() {
+                let mut both = [s.zero(); 2];
+                for (part, v) in both.iter_mut().enumerate() {
                     let at = at + part * LANES;
-                    let mut v = s.add(s.load(sums.add(row * PANEL + part * LANES)), *bias);
-                    v = ep.activation.apply(s, v);
-                    v = match ep.residual {
-                        Some(View::F32(r)) => s.add(v, s.load(r.as_ptr().add(at))),
-                        Some(View::Bf16(r)) => s.add(v, s.load_bf16(r.as_ptr().add(at))),
-                        None => v,
+                    *v = s.add(s.load(sums.add(row * PANEL + part * LANES)), bias[part]);
+                    *v = ep.activation.apply(s, *v);
+                    *v = match ep.residual {
+                        Some(View::F32(r)) => s.add(*v, s.load(r.as_ptr().add(at))),
+                        Some(View::Bf16(r)) => s.add(*v, s.load_bf16(r.as_ptr().add(at))),
+                        None => *v,
                     };
-                    match self.out {
-                        OutPtr::F32(out) => s.store(out.add(at), v),
-                        OutPtr::Bf16(out) => s.store_bf16(out.add(at), v),
+                }
+                match self.out {
+                    OutPtr::F32(out) => {
+                        s.store(out.add(at), both[0]);
+                        s.store(out.add(at + LANES), both[1]);
                     }
+                    OutPtr::Bf16(out) => s.store_bf16_pair(out.add(at), both[0], both[1]),
                 }
             }
         }
@@ -237,8 +233,7 @@ impl<'a> Target<'a> {
         s: S,
         ep: &Finish<'_>,
         sums: *const f32,
-        rows: usize,
-        first_row: usize,
+        place: Place,
         (column, part): (usize, usize),
     ) {
         let width = (self.columns - column).min(LANES);
@@ -251,8 +246,7 @@ impl<'a> Target<'a> {
         );
         let (bias, gate_bias) = (bias_at(0), if self.gated { bias_at(self.columns) } else { s.zero() });
         let scale = s.splat(ep.scale);
-        let mut group = first_row / ep.rows_per_group;
-        let mut left = ep.rows_per_group - first_row % ep.rows_per_group;
+        let mut group = place.row / ep.rows_per_group;
         let per_group = inlined(
             #[inline(always)]
             |values: Option<&[f32]>, group: usize, other: f32| match values {
@@ -262,15 +256,12 @@ impl<'a> Target<'a> {
         );
         let grouped = ep.row_bias.is_some() || ep.gate.is_some();
         let (mut row_bias, mut gate) = (per_group(ep.row_bias, group, 0.0), per_group(ep.gate, group, 1.0));
-        for row in 0..rows {
-            if grouped {
-                if left == 0 {
-                    group += 1;
-                    left = ep.rows_per_group;
-                    row_bias = per_group(ep.row_bias, group, 0.0);
-                    gate = per_group(ep.gate, group, 1.0);
-                }
-                left -= 1;
+        for row in 0..place.count {
+            let out_row = place.row + row * place.step;
+            if grouped && out_row / ep.rows_per_group != group {
+                group = out_row / ep.rows_per_group;
+                row_bias = per_group(ep.row_bias, group, 0.0);
+                gate = per_group(ep.gate, group, 1.0);
             }
             // SAFETY: within the block's 32 columns.
             let sum = unsafe { s.load(sums.add(row * PANEL + part)) };
@@ -285,7 +276,7 @@ impl<'a> Target<'a> {
             if ep.gate.is_some() {
                 v = s.mul(v, gate);
             }
-            let at = (first_row + row) * self.columns + column;
+            let at = out_row * self.columns + column;
             if let Some(residual) = ep.residual(s, at, width) {
                 v = s.add(v, residual);
             }
@@ -305,8 +296,7 @@ struct FinishBlock<'a> {
     target: &'a Target<'a>,
     ep: &'a Finish<'a>,
     sums: *const f32,
-    rows: usize,
-    first_row: usize,
+    place: Place,
     panel: usize,
 }
 
@@ -318,25 +308,25 @@ impl Kernel for FinishBlock<'_> {
             target,
             ep,
             sums,
-            rows,
-            first_row,
+            place,
             panel,
         } = self;
-        if rows == 0 {
+        if place.count == 0 {
             return;
         }
-        let one_group = first_row / ep.rows_per_group == (first_row + rows - 1) / ep.rows_per_group;
+        let last = place.row + (place.count - 1) * place.step;
+        let one_group = place.row / ep.rows_per_group == last / ep.rows_per_group;
         let plain = !target.gated && ep.gate.is_none() && ep.scale == 1.0;
         // SAFETY: made by `finish` only, whose caller promises it.
         unsafe {
             if plain && one_group && (panel + 1) * PANEL <= target.columns {
-                return target.full(s, ep, sums, rows, first_row, panel);
+                return target.full(s, ep, sums, place, panel);
             }
             let step = if target.gated { PANEL / 2 } else { PANEL };
             for part in (0..step).step_by(LANES) {
                 let column = panel * step + part;
                 if column < target.columns {
-                    target.part(s, ep, sums, rows, first_row, (column, part));
+                    target.part(s, ep, sums, place, (column, part));
                 }
             }
         }

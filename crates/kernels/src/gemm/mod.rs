@@ -8,10 +8,13 @@
 
 mod driver;
 mod epilogue;
+mod gather;
 pub(crate) mod micro;
 mod order;
 mod pack;
 pub(crate) mod rows;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 
 pub(crate) use driver::{multiply, multiply_columns};
 pub(crate) use epilogue::Finish;
@@ -79,6 +82,13 @@ pub(crate) fn finish_sums(sums: &[f32], (rows, columns): (usize, usize), finish:
     for panel in 0..columns.div_ceil(PANEL) {
         let sums = sums[panel * rows * PANEL..][..rows * PANEL].as_ptr();
         // SAFETY: the sums hold these rows, the output has them, and one thread writes.
-        unsafe { target.finish(finish, sums, rows, 0, panel) };
+        unsafe {
+            let place = rows::Place {
+                row: 0,
+                count: rows,
+                step: 1,
+            };
+            target.finish(finish, sums, place, panel);
+        };
     }
 }

@@ -5,6 +5,7 @@
 //! rows by a shift and a mask.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use half::{bf16, f16};
 
@@ -80,6 +81,8 @@ pub struct PackedWeights {
     /// One for a plain matrix.
     taps: usize,
     pub(super) data: Data,
+    /// What stands for these 3x3 windows over a doubled picture, made when first wanted.
+    phases: OnceLock<Box<[PackedWeights; 4]>>,
 }
 
 impl PackedWeights {
@@ -118,6 +121,7 @@ impl PackedWeights {
             columns,
             taps,
             data,
+            phases: OnceLock::new(),
         })
     }
 
@@ -145,6 +149,7 @@ impl PackedWeights {
             columns,
             taps,
             data,
+            phases: OnceLock::new(),
         })
     }
 
@@ -216,10 +221,41 @@ impl PackedWeights {
 
     /// Memory held, in bytes.
     pub fn bytes(&self) -> usize {
-        match &self.data {
+        let own = match &self.data {
             Data::F32(data) => data.len() * 4,
             Data::Bf16(data) => data.len() * 2,
+        };
+        let phases = self
+            .phases
+            .get()
+            .map_or(0, |phases| phases.iter().map(Self::bytes).sum());
+        own + phases
+    }
+
+    /// 2x2 windows over a picture, of these 3x3 windows over the picture doubled: number `2 y + x` makes the output pixels
+    /// whose line is odd if `y` is 1 and whose column is odd if `x` is 1. Taps that fall on one pixel are summed.
+    pub(crate) fn phases(&self) -> Result<&[PackedWeights; 4]> {
+        if let Some(phases) = self.phases.get() {
+            return Ok(phases);
         }
+        let [a, b, c, d] = [(0, 0), (0, 1), (1, 0), (1, 1)].map(|phase| self.phase(phase));
+        let made = Box::new([a?, b?, c?, d?]);
+        Ok(self.phases.get_or_init(|| made))
+    }
+
+    fn phase(&self, (down, right): (usize, usize)) -> Result<PackedWeights> {
+        let channels = self.inputs / self.taps;
+        let full = self.unpack::<f32>();
+        let mut summed = vec![0f32; self.outputs * channels * 4];
+        // Of three taps, the even pixels see the first alone and the other two as one; the odd ones the other way round.
+        let to = |tap: usize, phase: usize| (tap + 1 - phase) / 2;
+        parallel_chunks(&mut summed, 4, |index, summed| {
+            for (tap, weight) in full[index * 9..][..9].iter().enumerate() {
+                summed[to(tap / 3, down) * 2 + to(tap % 3, right)] += weight;
+            }
+        });
+        let dims = (self.outputs, channels * 4);
+        Self::pack_taps(WeightSource::F32(&summed), dims, self.weight_type(), Columns::Plain, 4)
     }
 
     /// Plain bf16 weights made panel by panel: `fill(panel, [inputs / 2 up to a multiple of 16][32][2])`, into the memory of
@@ -242,6 +278,7 @@ impl PackedWeights {
             columns: Columns::Plain,
             taps: 1,
             data: Data::Bf16(data),
+            phases: OnceLock::new(),
         }
     }
 

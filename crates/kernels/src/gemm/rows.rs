@@ -17,6 +17,16 @@ pub(crate) struct Rows<'a> {
     pub(crate) before: (usize, usize),
     /// 1 if each pixel stands for two by two (nearest upsampling in front), else 0.
     pub(crate) doubling: u32,
+    /// The output is a picture twice as high and wide, of which these rows are the pixels at (2y + phase.0, 2x + phase.1).
+    pub(crate) phase: Option<(usize, usize)>,
+}
+
+/// Rows of the output: `count` from `row` on, each `step` after the one before.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    pub(crate) row: usize,
+    pub(crate) count: usize,
+    pub(crate) step: usize,
 }
 
 impl<'a> Rows<'a> {
@@ -31,11 +41,39 @@ impl<'a> Rows<'a> {
             stride: (1, 1),
             before: (0, 0),
             doubling: 0,
+            phase: None,
         }
     }
 
     pub(crate) fn count(&self) -> usize {
         self.batch * self.out.0 * self.out.1
+    }
+
+    /// Rows of the whole output.
+    pub(crate) fn out_rows(&self) -> usize {
+        self.count() * if self.phase.is_some() { 4 } else { 1 }
+    }
+
+    /// Calls `put(from, place)` for the runs of output rows that `count` rows from `row` on are: the run's first is row
+    /// `row + from`.
+    #[inline]
+    pub(crate) fn runs(&self, row: usize, count: usize, mut put: impl FnMut(usize, Place)) {
+        let Some((down, right)) = self.phase else {
+            return put(0, Place { row, count, step: 1 });
+        };
+        let width = self.out.1;
+        let mut from = 0;
+        while from < count {
+            let (line, x) = ((row + from) / width, (row + from) % width);
+            let run = (width - x).min(count - from);
+            let place = Place {
+                row: (2 * line + down) * 2 * width + 2 * x + right,
+                count: run,
+                step: 2,
+            };
+            put(from, place);
+            from += run;
+        }
     }
 
     /// Whether the rows lie one after another as they are.
@@ -44,6 +82,7 @@ impl<'a> Rows<'a> {
         plain && self.out == (self.size.0, self.size.1)
     }
 
+    #[cfg(target_arch = "x86_64")]
     /// Whether pieces start at multiples of 32 columns when the columns asked for do.
     pub(crate) fn is_aligned(&self) -> bool {
         self.size.2.is_multiple_of(32) || self.kernel == (1, 1)

@@ -42,6 +42,17 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// 16 bf16 must be writable at `p`.
     unsafe fn store_bf16(self, p: *mut bf16, v: Self::V);
+    /// [`Self::store_bf16`] of two neighbouring vectors.
+    /// # Safety
+    /// 32 bf16 must be writable at `p`.
+    #[inline(always)]
+    unsafe fn store_bf16_pair(self, p: *mut bf16, first: Self::V, second: Self::V) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.store_bf16(p, first);
+            self.store_bf16(p.add(LANES), second);
+        }
+    }
     /// Sixteen pairs of bf16: the first of each pair, and the second.
     /// # Safety
     /// 32 bf16 must be readable at `p`.
@@ -49,7 +60,8 @@ pub(crate) trait Simd: Copy {
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
-    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// 1 / a for a positive, finite a; the last bit may differ.
+    fn reciprocal(self, a: Self::V) -> Self::V;
     /// a * b + c, fused where the level has it.
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
@@ -92,7 +104,7 @@ pub(crate) trait Simd: Copy {
     #[inline(always)]
     fn sigmoid(self, x: Self::V) -> Self::V {
         let e = self.exp(self.sub(self.zero(), x));
-        self.div(self.splat(1.0), self.add(self.splat(1.0), e))
+        self.reciprocal(self.add(self.splat(1.0), e))
     }
 
     #[inline(always)]
@@ -106,7 +118,7 @@ pub(crate) trait Simd: Copy {
     fn erf(self, x: Self::V) -> Self::V {
         // Beyond 4.5 it is 1 in f32, and the terms below would be too small for normal numbers.
         let a = self.min(self.abs(x), self.splat(4.5));
-        let t = self.div(self.splat(1.0), self.fma(a, self.splat(0.327_591_1), self.splat(1.0)));
+        let t = self.reciprocal(self.fma(a, self.splat(0.327_591_1), self.splat(1.0)));
         let mut p = self.splat(1.061_405_4);
         p = self.fma(p, t, self.splat(-1.453_152));
         p = self.fma(p, t, self.splat(1.421_413_7));
@@ -322,8 +334,12 @@ pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Out {
     {
         use crate::isa::{Isa, isa};
         let level = isa();
-        if level >= Isa::Avx512 {
+        if level >= Isa::Avx512Bf16 {
             // SAFETY: the level is never above what was detected.
+            return unsafe { x86::run_avx512_bf16(kernel) };
+        }
+        if level == Isa::Avx512 {
+            // SAFETY: as above.
             return unsafe { x86::run_avx512(kernel) };
         }
         if level == Isa::Avx2 {

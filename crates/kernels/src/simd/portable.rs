@@ -117,8 +117,8 @@ impl Simd for Portable {
         zip(a, b, |x, y| x * y)
     }
     #[inline(always)]
-    fn div(self, a: V, b: V) -> V {
-        zip(a, b, |x, y| x / y)
+    fn reciprocal(self, a: V) -> V {
+        map(a, |x| 1.0 / x)
     }
     #[inline(always)]
     fn fma(self, a: V, b: V, c: V) -> V {

@@ -10,9 +10,9 @@ use super::{Kernel, LANES, Simd};
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(());
 
-/// Exists only where AVX-512 F, BW, DQ and VL were detected.
+/// Exists only where AVX-512 F, BW, DQ and VL were detected, and with `BF16` its bf16 instructions too.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512(());
+pub(crate) struct Avx512<const BF16: bool>(());
 
 /// # Safety
 /// The machine must have AVX2, FMA and F16C.
@@ -25,7 +25,14 @@ pub(super) unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Out {
 /// The machine must have AVX-512 F, BW, DQ and VL (and what comes before them).
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
 pub(super) unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Out {
-    kernel.run(Avx512(()))
+    kernel.run(Avx512::<false>(()))
+}
+
+/// # Safety
+/// As for [`run_avx512`], and AVX512-BF16.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub(super) unsafe fn run_avx512_bf16<K: Kernel>(kernel: K) -> K::Out {
+    kernel.run(Avx512::<true>(()))
 }
 
 type W = (__m256, __m256);
@@ -147,8 +154,8 @@ impl Simd for Avx2 {
         both(a, b, |x, y| op!(_mm256_mul_ps(x, y)))
     }
     #[inline(always)]
-    fn div(self, a: W, b: W) -> W {
-        both(a, b, |x, y| op!(_mm256_div_ps(x, y)))
+    fn reciprocal(self, a: W) -> W {
+        both(a, a, |x, _| op!(_mm256_div_ps(_mm256_set1_ps(1.0), x)))
     }
     #[inline(always)]
     fn fma(self, a: W, b: W, c: W) -> W {
@@ -216,7 +223,7 @@ fn mask16(n: usize) -> __mmask16 {
     if n >= LANES { !0 } else { (1u16 << n) - 1 }
 }
 
-impl Simd for Avx512 {
+impl<const BF16: bool> Simd for Avx512<BF16> {
     type V = __m512;
     const REGISTERS: usize = 32;
     #[inline(always)]
@@ -248,6 +255,13 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn store_bf16(self, p: *mut bf16, v: __m512) {
+        if BF16 {
+            op!(_mm256_storeu_si256(
+                p.cast(),
+                std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v))
+            ));
+            return;
+        }
         op!({
             let bits = _mm512_castps_si512(v);
             let odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
@@ -256,6 +270,21 @@ impl Simd for Avx512 {
             let kept = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x40_0000));
             _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
         });
+    }
+    #[inline(always)]
+    unsafe fn store_bf16_pair(self, p: *mut bf16, first: __m512, second: __m512) {
+        if BF16 {
+            op!(_mm512_storeu_si512(
+                p.cast(),
+                std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first))
+            ));
+            return;
+        }
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.store_bf16(p, first);
+            self.store_bf16(p.add(LANES), second);
+        }
     }
     #[inline(always)]
     unsafe fn load_pairs(self, p: *const bf16) -> (__m512, __m512) {
@@ -281,8 +310,12 @@ impl Simd for Avx512 {
         op!(_mm512_mul_ps(a, b))
     }
     #[inline(always)]
-    fn div(self, a: __m512, b: __m512) -> __m512 {
-        op!(_mm512_div_ps(a, b))
+    fn reciprocal(self, a: __m512) -> __m512 {
+        // Fourteen bits, then a step of Newton's: a division takes several times as long.
+        op!({
+            let near = _mm512_rcp14_ps(a);
+            _mm512_fmadd_ps(near, _mm512_fnmadd_ps(a, near, _mm512_set1_ps(1.0)), near)
+        })
     }
     #[inline(always)]
     fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {

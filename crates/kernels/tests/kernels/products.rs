@@ -253,6 +253,22 @@ fn conv_shapes() -> Vec<((usize, usize, usize), ConvShape)> {
         ),
         ((1, 12, 11), same(96, 70, 3)),
         (
+            (2, 16, 18),
+            ConvShape {
+                upsample: true,
+                ..same(32, 40, 3)
+            },
+        ),
+        (
+            (1, 17, 32),
+            ConvShape {
+                upsample: true,
+                ..same(64, 9, 3)
+            },
+        ),
+        ((1, 9, 48), same(32, 3, 3)),
+        ((2, 20, 32), same(32, 70, 3)),
+        (
             (1, 4, 4),
             ConvShape {
                 kernel: (4, 4),
@@ -276,12 +292,17 @@ fn check_conv<T: Element>(kind: WeightType, level: Isa) {
         let mut out = vec![T::default(); want.len()];
         conv2d(&x, size, &conv, &shape, &Epilogue::default(), &mut out).unwrap();
         let inner = shape.in_channels * shape.kernel.0 * shape.kernel.1;
+        // Over a doubled picture, sums of weights are rounded where the reference has the sums of their products.
+        let summed = match kind {
+            WeightType::Bf16 if shape.upsample => epsilon::<bf16>() / 2.0,
+            _ => 0.0,
+        };
         assert_close(
             &format!("{level:?} {kind:?} conv {index}"),
             &out,
             &want,
             &scale,
-            sum_bound(inner),
+            sum_bound(inner) + summed,
         );
     }
 }
