@@ -58,6 +58,11 @@ fn rows() -> Vec<Row> {
             &["0.5", "guidance_end"],
         ),
         ("/txt2img", json!({"seed": -2}), &["-2", "-1 (random)"]),
+        (
+            "/txt2img",
+            json!({"seed": 18446744073709551616.0}),
+            &["18446744073709551616", "-1 (random)"],
+        ),
         ("/txt2img", json!({"seed": 1.5}), &["1.5", "a whole number"]),
         ("/txt2img", json!({"seed": "lucky"}), &["lucky"]),
         ("/txt2img", json!({"n": 0}), &["0", "1 to 8"]),

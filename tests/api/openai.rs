@@ -197,7 +197,7 @@ fn mistakes_are_named_in_openais_form() {
     for (body, status, param) in [
         (json!({}), 400, "prompt"),
         (json!({"prompt": "x", "size": "big"}), 400, "size"),
-        (json!({"prompt": "x", "size": "65x64"}), 400, "width"),
+        (json!({"prompt": "x", "size": "65x64"}), 400, "size"),
         (json!({"prompt": "x", "n": 99}), 400, "n"),
         (
             json!({"prompt": "x", "partial_images": 4, "stream": true}),

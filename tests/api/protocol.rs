@@ -143,6 +143,8 @@ fn pages_need_nothing_from_elsewhere() {
         assert_eq!(page.status, 200);
         assert!(page.header("content-type").starts_with("text/html"));
         assert!(page.header("content-security-policy").contains("default-src 'none'"));
+        // Browsers ask for an icon of the whole site otherwise, and log that there is none.
+        assert!(page.text().contains("rel=\"icon\""), "{path}");
         for outside in ["src=\"http", "href=\"http", "@import", "url(http"] {
             assert!(!page.text().contains(outside), "{path} has {outside}");
         }

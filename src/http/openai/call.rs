@@ -142,9 +142,19 @@ impl Call {
         fields.neutral("input_fidelity", &["low", "high"].map(|word| json!(word)))?;
         fields.finish()?;
         Ok(Self {
-            request: checker.build(kind, draft)?,
+            request: checker.build(kind, draft).map_err(renamed)?,
             look,
         })
+    }
+}
+
+/// Errors name fields as this API's callers know them.
+fn renamed(error: ApiError) -> ApiError {
+    match error {
+        ApiError::Field(FieldError { field, message }) if field == "width" || field == "height" => {
+            ApiError::Field(FieldError::new("size", format!("{field} {message}")))
+        }
+        other => other,
     }
 }
 

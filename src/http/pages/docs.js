@@ -41,7 +41,7 @@ const fields = (section, schema) => {
       add(title, "code", path);
       add(section, "p", operation.summary);
       if (operation.description) add(section, "p", operation.description);
-      const reference = operation.requestBody?.content["application/json"].schema.$ref;
+      const reference = Object.values(operation.requestBody?.content ?? {})[0]?.schema.$ref;
       if (reference) fields(section, api.components.schemas[reference.split("/").pop()]);
       const answers = Object.entries(operation.responses)
         .map(([status, answer]) => status + (answer.content ? " " + Object.keys(answer.content).join(", ") : ""));

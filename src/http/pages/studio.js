@@ -9,11 +9,18 @@ const say = (text, wrong = false) => {
 };
 const busy = (is) => { $("go").disabled = is; $("cancel").disabled = !is; };
 
-const figure = (src, caption, isPreview) => {
+const figure = (src, caption, isPreview = false) => {
   const box = document.createElement("figure"), image = new Image(), text = document.createElement("figcaption");
   image.src = src;
   text.textContent = caption;
-  box.append(image, text);
+  const link = document.createElement("a");
+  if (!isPreview) {
+    link.href = src;
+    link.download = caption.replace(/\W+/g, "-") + "." + src.slice("data:image/".length, src.indexOf(";"));
+    link.title = "Save";
+  }
+  link.append(image);
+  box.append(link, text);
   box.classList.toggle("preview", isPreview);
   return box;
 };
@@ -67,6 +74,7 @@ const show = (event) => {
       break;
     case "preview":
       pictures.replaceChildren(figure(`data:image/${event.format};base64,${event.image}`, "preview", true));
+      $("pictures").scrollIntoView({ block: "nearest" });
       break;
     case "complete":
       $("progress").value = 100;
@@ -82,6 +90,8 @@ const show = (event) => {
 const paint = async () => {
   busy(true);
   $("progress").value = 0;
+  // On a phone the pictures are below the form.
+  $("message").scrollIntoView({ behavior: "smooth", block: "nearest" });
   try {
     const [path, body] = request();
     const answer = await fetch(path, { method: "POST", headers: { "Content-Type": "application/json" }, body });
