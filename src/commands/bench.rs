@@ -72,7 +72,7 @@ fn measure(args: &BenchArgs, options: &LoadOptions) -> Result<Report, Box<dyn Er
     let quant = args.quant.as_deref().map(quantised_type).transpose()?;
     let shape = shape_name(args.shape);
     let family = ModelFiles::random(&shape, StoredType::F32, StoredType::F32)?.family();
-    let stored = match device::dtype(options.dtype, &device::open(options.device)?, family) {
+    let stored = match device::dtype(options.dtype, &device::open(options.device)?, family, false) {
         DType::BF16 => StoredType::Bf16,
         DType::F16 => StoredType::F16,
         _ => StoredType::F32,

@@ -77,7 +77,7 @@ pub fn load_files(
     }
     let device = device::open(options.device)?;
     let compute = Compute {
-        dtype: device::dtype(options.dtype, &device, files.family()),
+        dtype: device::dtype(options.dtype, &device, files.family(), files.is_large_in_half()?),
         device,
         residency: options.residency,
         taesd: options.taesd.clone(),

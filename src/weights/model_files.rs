@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::folder::Folder;
 use super::sd_names::todays_vae;
-use super::{Mapped, OpenOptions, TensorSource, WeightsError};
+use super::{Mapped, OpenOptions, StoredType, TensorSource, WeightsError};
 use crate::domain::model::Family;
 
 /// A part of a model that has tensors.
@@ -119,6 +119,11 @@ pub struct ModelFiles {
     pub(super) quantization: Option<String>,
 }
 
+/// Numbers of a model that counts as large.
+const LARGE: usize = 500_000_000;
+/// Tokens that CLIP's vocabulary has.
+const CLIP_TOKENS: u64 = 49408;
+
 impl ModelFiles {
     /// A folder in diffusers' layout.
     ///
@@ -166,9 +171,17 @@ impl ModelFiles {
             family,
             model_index,
             scheduler: folder.need("scheduler/scheduler_config.json")?,
+            tokenizer: match folder.tokenizer("tokenizer")? {
+                None if reads_clip(&parts, Component::TextEncoder) => Some(TokenizerFiles::BuiltInClip),
+                found => found,
+            },
+            tokenizer_2: match folder.tokenizer("tokenizer_2")? {
+                None if !family.is_flux() && reads_clip(&parts, Component::TextEncoder2) => {
+                    Some(TokenizerFiles::BuiltInClip)
+                }
+                found => found,
+            },
             parts,
-            tokenizer: folder.tokenizer("tokenizer")?,
-            tokenizer_2: folder.tokenizer("tokenizer_2")?,
             quantization: None,
         })
     }
@@ -224,6 +237,29 @@ impl ModelFiles {
     #[must_use]
     pub fn scheduler_config(&self) -> &str {
         &self.scheduler
+    }
+
+    /// Whether the denoiser is a large one stored in half precision or less: in `f32` it would take a gigabyte more than its
+    /// file at least.
+    ///
+    /// # Errors
+    /// There is no denoiser.
+    pub fn is_large_in_half(&self) -> Result<bool, WeightsError> {
+        let component = if self.family.is_flux() {
+            Component::Transformer
+        } else {
+            Component::Unet
+        };
+        let tensors = self.tensors(component)?;
+        let (mut full, mut half) = (0, 0);
+        for name in tensors.names() {
+            match tensors.describe(&name) {
+                Some((shape, StoredType::F32 | StoredType::F64)) => full += shape.iter().product::<usize>(),
+                Some((shape, _)) => half += shape.iter().product::<usize>(),
+                None => {}
+            }
+        }
+        Ok(half > full && half >= LARGE)
     }
 
     /// The tokenizer of the first text encoder.
@@ -305,4 +341,13 @@ fn family_of(root: &Path, model_index: &str, parts: &BTreeMap<Component, Part>) 
         Some(_) => Ok(Family::Sd1),
         None => Err(unknown("its unet has no `cross_attention_dim`".to_owned())),
     }
+}
+
+/// Whether a text encoder has the vocabulary that is built in, so that a folder need not bring one.
+fn reads_clip(parts: &BTreeMap<Component, Part>, component: Component) -> bool {
+    parts.get(&component).is_some_and(|part| {
+        let config: Value = serde_json::from_str(&part.config).unwrap_or_default();
+        // transformers leaves it out where it is the usual one.
+        config["vocab_size"].as_u64().unwrap_or(CLIP_TOKENS) == CLIP_TOKENS
+    })
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use sd_worker::domain::model::Family;
-use sd_worker::weights::{Component, Folder, ModelFiles, OpenOptions, Precision, WeightsError};
+use sd_worker::weights::{Component, Folder, ModelFiles, OpenOptions, Precision, TokenizerFiles, WeightsError};
 
 use crate::support::{f32s, model_folder, safetensors, write};
 
@@ -28,6 +28,47 @@ fn the_tiny_pipelines_open() {
         let unet = files.tensors(Component::Unet).unwrap();
         let bias = unet.read("conv_in.bias").unwrap();
         assert_eq!(unet.describe("conv_in.bias").unwrap().0, bias.shape);
+    }
+}
+
+#[test]
+fn a_folder_without_a_tokenizer_reads_clip_s_vocabulary_if_its_encoder_does() {
+    let root = tempfile::tempdir().unwrap();
+    model_folder(root.path());
+    if root.path().join("tokenizer").exists() {
+        fs::remove_dir_all(root.path().join("tokenizer")).unwrap();
+    }
+    write(root.path(), "text_encoder/config.json", r#"{"vocab_size": 49408}"#);
+    let files = open(root.path()).unwrap();
+    assert!(matches!(files.tokenizer().unwrap(), TokenizerFiles::BuiltInClip));
+    write(root.path(), "text_encoder/config.json", r#"{"vocab_size": 1000}"#);
+    let error = open(root.path()).unwrap().tokenizer().map(|_| ()).unwrap_err();
+    assert!(error.to_string().contains("tokenizer"), "{error}");
+}
+
+#[test]
+fn a_large_model_in_half_precision_is_known_by_its_headers() {
+    let root = tempfile::tempdir().unwrap();
+    model_folder(root.path());
+    assert!(!open(root.path()).unwrap().is_large_in_half().unwrap());
+    for (dtype, bytes, expected) in [("F16", 2_u64, true), ("F32", 4, false)] {
+        let count = 600_000_000_u64;
+        let header = format!(
+            r#"{{"x":{{"dtype":"{dtype}","shape":[{count}],"data_offsets":[0,{}]}}}}"#,
+            count * bytes
+        );
+        let path = root.path().join("unet/diffusion_pytorch_model.safetensors");
+        let mut head = (header.len() as u64).to_le_bytes().to_vec();
+        head.extend(header.as_bytes());
+        fs::write(&path, &head).unwrap();
+        // The numbers are a hole in the file: nothing is written, and nothing may be read.
+        let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(head.len() as u64 + count * bytes).unwrap();
+        assert_eq!(
+            open(root.path()).unwrap().is_large_in_half().unwrap(),
+            expected,
+            "{dtype}"
+        );
     }
 }
 
