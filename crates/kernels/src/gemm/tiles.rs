@@ -20,6 +20,8 @@ use crate::simd::View;
 const TILE: usize = 16;
 /// Sums of two tiles of rows and a panel.
 const SUMS: usize = 2 * TILE * PANEL;
+/// Depth from which on a matrix is read in place: measured, short rows are faster copied first.
+const LEAST_DEPTH: usize = 1024;
 /// Rows of a task, about.
 const ROWS: usize = 256;
 /// Bytes that a task's part of a picture may take of the second-level cache.
@@ -113,7 +115,7 @@ impl<'a> Grid<'a> {
         if a.is_dense() {
             let rows = a.count();
             let per_task = rows.div_ceil(rows.div_ceil(ROWS)).next_multiple_of(2 * TILE);
-            return (rows >= TILE).then_some(Self {
+            return (rows >= TILE && channels >= LEAST_DEPTH).then_some(Self {
                 a,
                 cut: Cut::Rows(per_task),
                 pitch: 1,

@@ -49,7 +49,7 @@ fn sum_bound(k: usize) -> f64 {
     (k as f64).sqrt().max(4.0) * 2.0 * f64::from(f32::EPSILON)
 }
 
-const SHAPES: [(usize, usize, usize); 12] = [
+const SHAPES: [(usize, usize, usize); 14] = [
     (1, 1, 1),
     (2, 5, 3),
     (1, 40, 17),
@@ -62,6 +62,8 @@ const SHAPES: [(usize, usize, usize); 12] = [
     (50, 48, 1100),
     (260, 100, 40),
     (300, 35, 800),
+    (50, 48, 1024),
+    (271, 70, 1056),
 ];
 
 fn check_linear<A: Element, O: Element>(kind: WeightType, level: Isa) {
