@@ -191,15 +191,15 @@ struct Heartbeat<'a> {
 
 impl Reporter {
     fn run(mut self, inbox: &mpsc::Receiver<Stopping>) {
+        let mut pause = self.turn();
         loop {
-            let pause = self.turn();
             match inbox.recv_timeout(pause) {
-                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Timeout) => pause = self.turn(),
                 Err(mpsc::RecvTimeoutError::Disconnected) => return,
                 Ok(Stopping { told }) => {
                     self.stopping = true;
                     if self.registered {
-                        self.turn();
+                        pause = self.turn();
                     }
                     // Nobody may wait any more.
                     let _ = told.send(());
