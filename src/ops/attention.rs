@@ -28,6 +28,10 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64, m
     if let Some(attended) = cpu::attention((q, k, v), heads, scale, mask)? {
         return Ok(attended);
     }
+    #[cfg(feature = "flash-attn")]
+    if let Some(attended) = super::flash::attention((q, k, v), heads, scale, mask)? {
+        return Ok(attended);
+    }
     let (batch, queries, width) = q.dims3()?;
     let keys = k.dim(1)?;
     let dtype = q.dtype();

@@ -9,6 +9,8 @@ mod attention;
 mod conv;
 mod cpu;
 mod embedding;
+#[cfg(feature = "flash-attn")]
+mod flash;
 mod linear;
 mod norm;
 mod resample;

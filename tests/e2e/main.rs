@@ -5,6 +5,7 @@ mod asked;
 mod built_in;
 mod command_line;
 mod emoji;
+mod emoji_flux;
 mod folder;
 mod process;
 mod subjects;

@@ -39,6 +39,8 @@ pub struct VaeConfig {
     pub use_post_quant_conv: bool,
     /// Whether its middle has attention.
     pub mid_block_add_attention: bool,
+    /// Side in pixels of the pictures that it was trained with.
+    pub sample_size: Option<u32>,
 }
 
 const DOWN: &str = "DownEncoderBlock2D";
@@ -62,6 +64,7 @@ impl Default for VaeConfig {
             use_quant_conv: true,
             use_post_quant_conv: true,
             mid_block_add_attention: true,
+            sample_size: None,
         }
     }
 }

@@ -92,7 +92,8 @@ impl FluxParts {
         Facts {
             compute: &self.compute,
             layers: &self.transformer_layers,
-            trained: None,
+            // The transformer's file says nothing of it; FLUX.1's VAE says 1024.
+            trained: self.vae.config().sample_size,
             scheduler: &self.scheduler,
             operations: if self.is_fill() {
                 vec![OperationKind::ImageInpaint]
