@@ -2,7 +2,7 @@
 //!
 //! A model makes and drops tensors of the same few sizes at each step. Given back to the system, their pages would have to be
 //! faulted in and cleared again, which costs as much as a cheap operation on them. Big blocks come from the system directly, on
-//! huge pages where it has them (weights too), and a limited number of bytes is kept when they are freed.
+//! huge pages where it has them (weights too), and are kept when freed, as many as were once in use and a gibibyte at most.
 
 use std::alloc::{GlobalAlloc, Layout};
 
@@ -19,7 +19,9 @@ mod big {
     /// Blocks from this size on are big.
     pub(super) const LEAST: usize = 1 << 20;
     /// Bytes that are kept at most.
-    const MOST_KEPT: usize = 256 << 20;
+    const MOST_KEPT: usize = 1 << 30;
+    /// Bytes that may be kept even where that is more than was ever in use.
+    const FREELY_KEPT: usize = 96 << 20;
     const HUGE_PAGE: usize = 2 << 20;
 
     const READ_AND_WRITE: c_int = 1 | 2;
@@ -45,17 +47,23 @@ mod big {
         size: usize,
     }
 
-    /// Freed blocks, oldest first.
+    /// Freed blocks, oldest first. With those in use they take hardly more than was once in use together, so that keeping them
+    /// does not raise the most that a program takes.
     struct Kept {
         blocks: [Block; 64],
         count: usize,
         bytes: usize,
+        /// Bytes in use, now and at most so far.
+        used: usize,
+        most_used: usize,
     }
 
     static KEPT: Mutex<Kept> = Mutex::new(Kept {
         blocks: [Block { start: 0, size: 0 }; 64],
         count: 0,
         bytes: 0,
+        used: 0,
+        most_used: 0,
     });
 
     impl Kept {
@@ -66,26 +74,56 @@ mod big {
             self.bytes -= block.size;
             block
         }
+
+        fn use_more(&mut self, bytes: usize) {
+            self.used += bytes;
+            self.most_used = self.most_used.max(self.used);
+        }
+
+        /// Bytes that may be kept now.
+        fn room(&self) -> usize {
+            self.most_used.saturating_sub(self.used).clamp(FREELY_KEPT, MOST_KEPT)
+        }
+
+        /// Gives the oldest back to the system until at most so many bytes are kept.
+        fn shrink(&mut self, bytes: usize) {
+            while self.bytes > bytes {
+                let oldest = self.remove(0);
+                unmap(oldest.start, oldest.size);
+            }
+        }
     }
 
     /// A block of a class's size, and whether it is known to be zero. Null if there is no memory.
     pub(super) fn take(size: usize) -> (*mut u8, bool) {
         let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.use_more(size);
         let newest = (0..kept.count).rev().find(|&i| kept.blocks[i].size == size);
         if let Some(index) = newest {
             return (kept.remove(index).start as *mut u8, false);
         }
+        // What lies idle makes room for what is new.
+        let room = kept.room();
+        kept.shrink(room);
         drop(kept);
-        (map(size), true)
+        let start = map(size);
+        if start.is_null() {
+            KEPT.lock().unwrap_or_else(PoisonError::into_inner).used -= size;
+        }
+        (start, true)
     }
 
     /// Takes back a block that [`take`] gave.
     pub(super) fn give(start: *mut u8, size: usize) {
-        if size > MOST_KEPT {
+        let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.used -= size;
+        let room = kept.room();
+        if size > room {
+            drop(kept);
             return unmap(start as usize, size);
         }
-        let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
-        while kept.bytes + size > MOST_KEPT || kept.count == kept.blocks.len() {
+        kept.shrink(room - size);
+        if kept.count == kept.blocks.len() {
             let oldest = kept.remove(0);
             unmap(oldest.start, oldest.size);
         }
