@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use image::{GrayImage, Luma, RgbImage};
+use image::RgbImage;
 use serde_json::json;
 
-use crate::asked::{Asked, base64_of, mean, only};
+use crate::asked::{Asked, base64_of, inpainted_heart, mean, only};
 use crate::subjects::Subjects;
 use crate::worker::Worker;
 
@@ -105,25 +105,7 @@ fn img2img_keeps_the_layout_and_changes_what_is_asked() {
 
 #[test]
 fn inpainting_changes_the_masked_part_only() {
-    let worker = worker();
-    let heart = worker.paint(
-        "/txt2img",
-        &json!({"prompt": "a red heart on a yellow background", "seed": 2, "steps": 12}),
-    );
-    let inside = |x: u32, y: u32| (28..100).contains(&x) && (28..100).contains(&y);
-    let mask = GrayImage::from_fn(128, 128, |x, y| Luma([if inside(x, y) { 255 } else { 0 }]));
-    let body = json!({
-        "prompt": "a blue heart on a yellow background", "image": base64_of(&heart), "mask": base64_of(&mask),
-        "strength": 1.0, "seed": 1, "steps": 12,
-    });
-    let painted = worker.paint("/inpaint", &body);
-    for (x, y, pixel) in painted.enumerate_pixels() {
-        assert!(
-            inside(x, y) || pixel == heart.get_pixel(x, y),
-            "{x}, {y} is outside the mask"
-        );
-    }
-    let [red, _, blue] = only(&painted, 44, 44, 40);
+    let [red, _, blue] = inpainted_heart(&worker(), 28..100, 12);
     assert!(blue > red + 60.0, "red {red}, blue {blue}");
 }
 
