@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use image::RgbImage;
 use serde_json::json;
 
-use crate::asked::{Asked, base64_of, inpainted_heart, mean, only};
+use crate::asked::{Asked, base64_of, inpainted_heart, mean};
 use crate::subjects::Subjects;
 use crate::worker::Worker;
 
