@@ -43,6 +43,7 @@ fn products<T: Element>(kind: WeightType) {
         (2048, 640, 640),
         (512, 1280, 1280),
         (8192, 320, 1280),
+        (1280, 9216, 3072),
         (154, 640, 768),
         (2, 1280, 1280),
     ] {
@@ -101,6 +102,32 @@ fn products<T: Element>(kind: WeightType) {
                 conv2d(&x, (b, side, side), &conv, &shape, &ep, &mut out).unwrap();
             },
         );
+    }
+}
+
+fn quantised() {
+    for kind in QuantType::ALL {
+        for (m, n, k) in [(1280, 9216, 3072), (1, 18432, 3072)] {
+            // Bytes below 48, so that every scale is an ordinary number.
+            let blocks: Vec<u8> = (0..n * k / kind.block_len() * kind.block_bytes())
+                .map(|i| (i * 7919 % 48) as u8)
+                .collect();
+            let weights = QuantWeights {
+                blocks: &blocks,
+                kind,
+                outputs: n,
+                inputs: k,
+            };
+            let a = vec![bf16::from_f32(0.5); m * k];
+            let mut out = vec![bf16::ZERO; m * n];
+            measure(
+                &format!("{kind:?} linear {m}x{n}x{k}"),
+                2.0 * (m * n * k) as f64,
+                || {
+                    quant_linear(&a, m, &weights, &Epilogue::default(), &mut out).unwrap();
+                },
+            );
+        }
     }
 }
 
@@ -169,6 +196,7 @@ fn main() {
     println!("{:?}, {} threads", isa(), threads());
     products::<f32>(WeightType::F32);
     products::<bf16>(WeightType::Bf16);
+    quantised();
     passes::<f32>();
     passes::<bf16>();
 }

@@ -4,8 +4,11 @@
 //! safe. A kernel is a type with [`Kernel::run`], inlined into a function compiled for the level.
 
 mod portable;
+mod words;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+
+pub(crate) use words::Words;
 
 use portable::Portable;
 #[cfg(target_arch = "x86_64")]
@@ -290,6 +293,13 @@ pub(crate) fn store_lanes<S: Simd, T: Element>(s: S, chunk: &mut [T; LANES], v: 
     T::store(s, chunk, v);
 }
 
+/// Stores two neighbouring numbers of each lane.
+#[inline(always)]
+pub(crate) fn store_pairs<S: Words>(s: S, chunk: &mut [bf16; 2 * LANES], first: S::V, second: S::V) {
+    // SAFETY: the array holds 32 elements.
+    unsafe { s.store_pairs(chunk.as_mut_ptr(), first, second) }
+}
+
 /// Loads up to 16 elements of a slice; zeros beyond.
 #[inline(always)]
 pub(crate) fn load_some<S: Simd, T: Element>(s: S, src: &[T]) -> S::V {
@@ -324,7 +334,7 @@ pub(crate) fn inlined<F>(closure: F) -> F {
 pub(crate) trait Kernel {
     type Out;
     /// Must be `#[inline(always)]`.
-    fn run<S: Simd>(self, s: S) -> Self::Out;
+    fn run<S: Words>(self, s: S) -> Self::Out;
 }
 
 /// Runs a kernel at the level in use.

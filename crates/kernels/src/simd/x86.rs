@@ -44,6 +44,7 @@ macro_rules! op {
         unsafe { $e }
     }};
 }
+pub(super) use op;
 
 #[inline(always)]
 fn both(a: W, b: W, f: impl Fn(__m256, __m256) -> __m256) -> W {
@@ -59,8 +60,9 @@ unsafe fn mask8(n: usize) -> __m256i {
     ))
 }
 
+/// Each number rounded to bf16, as a word.
 #[inline(always)]
-unsafe fn narrow8(v: __m256) -> __m256i {
+pub(super) unsafe fn narrow8(v: __m256) -> __m256i {
     op!({
         let bits = _mm256_castps_si256(v);
         let odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
@@ -218,6 +220,19 @@ impl Simd for Avx2 {
     }
 }
 
+/// As [`narrow8`].
+#[inline(always)]
+pub(super) unsafe fn narrow16(v: __m512) -> __m512i {
+    op!({
+        let bits = _mm512_castps_si512(v);
+        let odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+        let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+        let nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+        let kept = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x40_0000));
+        _mm512_srli_epi32(kept, 16)
+    })
+}
+
 #[inline(always)]
 fn mask16(n: usize) -> __mmask16 {
     if n >= LANES { !0 } else { (1u16 << n) - 1 }
@@ -262,14 +277,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             ));
             return;
         }
-        op!({
-            let bits = _mm512_castps_si512(v);
-            let odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-            let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-            let nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-            let kept = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x40_0000));
-            _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
-        });
+        op!(_mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(narrow16(v))));
     }
     #[inline(always)]
     unsafe fn store_bf16_pair(self, p: *mut bf16, first: __m512, second: __m512) {

@@ -5,7 +5,7 @@ use sd_kernels::*;
 
 use crate::support::*;
 
-/// Random blocks whose scales are ordinary numbers.
+/// Random blocks whose scales are ordinary numbers, and some below f16's normal ones.
 fn blocks(kind: QuantType, count: usize, numbers: &mut Numbers) -> Vec<u8> {
     let scales: &[usize] = match kind {
         QuantType::Q4_0 | QuantType::Q5_0 | QuantType::Q8_0 => &[0],
@@ -17,9 +17,10 @@ fn blocks(kind: QuantType, count: usize, numbers: &mut Numbers) -> Vec<u8> {
     let mut bytes: Vec<u8> = (0..count * kind.block_bytes())
         .map(|_| ((numbers.next() + 1.0) * 128.0) as u8)
         .collect();
-    for block in bytes.chunks_exact_mut(kind.block_bytes()) {
+    for (i, block) in bytes.chunks_exact_mut(kind.block_bytes()).enumerate() {
+        let size = if i % 3 == 2 { 1e-5 } else { 0.01 };
         for &at in scales {
-            block[at..at + 2].copy_from_slice(&f16::from_f32(numbers.next() * 0.01).to_le_bytes());
+            block[at..at + 2].copy_from_slice(&f16::from_f32(numbers.next() * size).to_le_bytes());
         }
     }
     bytes
@@ -70,6 +71,45 @@ fn quantised_products_match_the_reference() {
                 check::<f32>(kind, rows, level);
                 check::<bf16>(kind, rows, level);
             }
+        }
+    });
+}
+
+/// A product with the unit matrix gives the weights back.
+#[test]
+fn products_use_exactly_the_decoded_numbers() {
+    let (outputs, inputs) = (45, 512);
+    let mut unit = vec![0f32; inputs * inputs];
+    for i in 0..inputs {
+        unit[i * inputs + i] = 1.0;
+    }
+    at_every_level(|level| {
+        for kind in QuantType::ALL {
+            let mut numbers = Numbers::new(7);
+            let held = blocks(kind, outputs * inputs / kind.block_len(), &mut numbers);
+            let weights = QuantWeights {
+                blocks: &held,
+                kind,
+                outputs,
+                inputs,
+            };
+            let mut dense = vec![0f32; outputs * inputs];
+            dequantise(kind, &held, &mut dense).unwrap();
+            let product = |rows: usize, round: fn(f32) -> f32| {
+                let mut out = vec![0f32; rows * outputs];
+                for first in (0..inputs).step_by(rows) {
+                    let x = &unit[first * inputs..][..rows * inputs];
+                    quant_linear(x, rows, &weights, &Epilogue::default(), &mut out).unwrap();
+                    for (i, got) in out.iter().enumerate() {
+                        let (row, output) = (first + i / outputs, i % outputs);
+                        let want = round(dense[output * inputs + row]);
+                        assert!(*got == want, "{level:?} {kind:?} {row} {output}: {got}, want {want}");
+                    }
+                }
+            };
+            product(1, |w| w);
+            product(4, |w| w);
+            product(inputs, |w| bf16::from_f32(w).to_f32());
         }
     });
 }
