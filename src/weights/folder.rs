@@ -91,13 +91,7 @@ impl Folder {
     /// # Errors
     /// As [`Folder::component`].
     pub fn tensors_in(&self, folder: &str) -> Result<Rc<dyn TensorSource>, WeightsError> {
-        let inside = |name: &str| {
-            if folder.is_empty() {
-                name.to_owned()
-            } else {
-                format!("{folder}/{name}")
-            }
-        };
+        let inside = |name: &str| inside(folder, name);
         let names = self.tree.list(folder)?;
         let Some(files) = pick(&names, self.precision) else {
             return Err(self.nothing_in(folder, &names));
@@ -137,14 +131,14 @@ impl Folder {
         Ok(Rc::new(tensors))
     }
 
-    /// A tokenizer's files, from `tokenizer` or `tokenizer_2`; `None` if the folder has none.
+    /// A tokenizer's files, from `tokenizer` or `tokenizer_2` (`""` for this folder itself); `None` if there are none.
     ///
     /// # Errors
     /// A file cannot be read, or only a part of it is there.
     pub fn tokenizer(&self, folder: &str) -> Result<Option<TokenizerFiles>, WeightsError> {
         let mut files = BTreeMap::new();
         for &name in TokenizerFiles::NAMES {
-            if let Some(bytes) = self.tree.read(&format!("{folder}/{name}"))? {
+            if let Some(bytes) = self.tree.read(&inside(folder, name))? {
                 files.insert(name.to_owned(), bytes);
             }
         }
@@ -242,6 +236,15 @@ pub(super) fn pick(names: &[String], precision: Precision) -> Option<Files> {
         (Some(index), None) => Some(Files::Index(index)),
         (None, Some(single)) => Some(Files::One(single)),
         (None, None) => shards_without_index(names, precision),
+    }
+}
+
+/// Path of `name` in `folder`, which may be `""`.
+fn inside(folder: &str, name: &str) -> String {
+    if folder.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{folder}/{name}")
     }
 }
 

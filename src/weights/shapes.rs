@@ -177,7 +177,7 @@ fn clip(found: &Found<'_>, config: &mut Map<String, Value>) -> Result<(), Weight
     let known = config.get("num_hidden_layers").and_then(Value::as_u64).unwrap_or(0) as usize;
     let layers = if layers == known + 1 { known } else { layers };
     config.insert("num_hidden_layers".to_owned(), json!(layers));
-    if let Some(shape) = found.shape("text_projection.weight").filter(|_| known != 23) {
+    if let Some(shape) = found.shape("text_projection.weight") {
         config.insert("projection_dim".to_owned(), json!(shape.first()));
     }
     Ok(())

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use candle_core::{DType, Device};
 use sd_worker::domain::model::Family;
+use sd_worker::models::clip::{ClipConfig, ClipText};
 use sd_worker::weights::{
     Component, Folder, ModelFiles, OpenOptions, Precision, RawTensor, StoredType, TensorSource, TokenizerFiles,
-    WeightsError,
+    Weights, WeightsError,
 };
 use serde_json::Value;
 
@@ -420,4 +422,41 @@ fn a_folder_with_one_model_file_is_that_model() {
     .unwrap();
     let text = refusal(root.path());
     assert!(text.contains("copy.safetensors, dream.safetensors"), "{text}");
+}
+
+/// Released files of Stable Diffusion 2 carry OpenCLIP's projection, which nothing reads; its size is not the one that
+/// diffusers' configuration notes.
+#[test]
+fn a_text_encoder_s_projection_has_the_size_that_its_file_has() {
+    let root = tempfile::tempdir().unwrap();
+    let projection = f32s("cond_stage_model.model.text_projection", &[16, 16], &[0.5; 256]);
+    let file = checkpoint(root.path(), "sd2", vec![projection], |_| true);
+    fs::remove_dir_all(root.path().join("dream")).unwrap();
+    let files = open(&file).unwrap();
+    let config = ClipConfig::parse(files.config(Component::TextEncoder).unwrap()).unwrap();
+    assert_eq!((config.hidden_size, config.projection_dim), (16, 16));
+    let tensors = files.tensors(Component::TextEncoder).unwrap();
+    let weights = Weights::new(tensors, Device::Cpu, DType::F32);
+    assert!(ClipText::load(&weights, &config).is_ok());
+}
+
+#[test]
+fn a_tokenizer_may_be_named_by_its_folder() {
+    let root = tempfile::tempdir().unwrap();
+    let file = checkpoint(root.path(), "sdxl", Vec::new(), |_| true);
+    write(root.path(), "words/tokenizer.json", b"{}");
+    let open = |inner: &str| {
+        let options = OpenOptions {
+            tokenizer_2: Some(root.path().join(inner)),
+            ..OpenOptions::default()
+        };
+        let spec = file.to_str().unwrap().parse().unwrap();
+        ModelFiles::open(&spec, &options, &mut |_| {})
+            .unwrap()
+            .tokenizer_2()
+            .unwrap()
+            .read("tokenizer.json")
+    };
+    assert_eq!(open("words"), Some(b"{}".to_vec()));
+    assert_eq!(open("words/tokenizer.json"), Some(b"{}".to_vec()));
 }
