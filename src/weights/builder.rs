@@ -9,7 +9,7 @@ use std::rc::Rc;
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
-use sd_kernels::ViewMut;
+use sd_kernels::{ViewMut, WeightMemory};
 
 use super::convert::{Number, float_width};
 use super::{
@@ -125,6 +125,7 @@ impl Weights {
     /// # Errors
     /// As [`Weights::tensor`].
     pub fn tensor_as(&self, name: impl Display, shape: &[usize], dtype: DType) -> Result<Tensor, WeightsError> {
+        let _memory = WeightMemory::begin();
         let full = self.expected(name, shape)?;
         let Some((_, stored)) = self
             .source
@@ -182,6 +183,7 @@ impl Weights {
         shape: &[usize],
         layout: SlotLayout,
     ) -> Result<WeightSlot, WeightsError> {
+        let _memory = WeightMemory::begin();
         let full = self.expected(&name, found)?;
         if let Some(located) = self.source.locate(&full, None)?.filter(Located::is_plain) {
             let row = shape.get(1..).unwrap_or(&[]).iter().product::<usize>();
@@ -212,6 +214,7 @@ impl Weights {
         shape: &[usize],
         format: GgmlDType,
     ) -> Result<WeightSlot, WeightsError> {
+        let _memory = WeightMemory::begin();
         let full = self.expected(name, found)?;
         let storage = match self.source.locate(&full, None)? {
             Some(located) => {

@@ -3,18 +3,56 @@
 //! A model makes and drops tensors of the same few sizes at each step. Given back to the system, their pages would have to be
 //! faulted in and cleared again, which costs as much as a cheap operation on them. Big blocks come from the system directly, on
 //! huge pages where it has them (weights too), and are kept when freed, as many as were once in use and a gibibyte at most.
+//!
+//! Memory for weights is touched once, and much of it: there huge pages must be quick to get, see [`WeightMemory`].
 
 use std::alloc::{GlobalAlloc, Layout};
+use std::cell::Cell;
+use std::marker::PhantomData;
 
 /// Small blocks are `A`'s; blocks of at least a mebibyte are kept for reuse on Linux, and `A`'s elsewhere.
 #[derive(Debug)]
 pub struct Reusing<A>(pub A);
+
+thread_local! {
+    static FOR_WEIGHTS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// While it lives, big blocks that its thread asks for are taken to be weights.
+///
+/// The host of a virtual machine may take free memory back, in pieces as large as a huge page. Then a huge page takes
+/// milliseconds to come back, while small pages come from pieces that were never taken. So the first huge page of a block is
+/// timed; after a slow one the next blocks lie on small pages, at which products are about a hundredth slower.
+#[derive(Debug)]
+pub struct WeightMemory {
+    outer: bool,
+    /// It belongs to its thread.
+    thread: PhantomData<*const ()>,
+}
+
+impl WeightMemory {
+    /// From here on.
+    #[must_use]
+    pub fn begin() -> Self {
+        Self {
+            outer: FOR_WEIGHTS.replace(true),
+            thread: PhantomData,
+        }
+    }
+}
+
+impl Drop for WeightMemory {
+    fn drop(&mut self) {
+        FOR_WEIGHTS.set(self.outer);
+    }
+}
 
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 mod big {
     use std::ffi::{c_int, c_void};
     use std::ptr::null_mut;
     use std::sync::{Mutex, PoisonError};
+    use std::time::{Duration, Instant};
 
     /// Blocks from this size on are big.
     pub(super) const LEAST: usize = 1 << 20;
@@ -27,6 +65,12 @@ mod big {
     const READ_AND_WRITE: c_int = 1 | 2;
     const PRIVATE_AND_ANONYMOUS: c_int = 2 | 0x20;
     const ON_HUGE_PAGES: c_int = 14;
+    const ON_SMALL_PAGES: c_int = 15;
+
+    /// A huge page is cleared in a tenth of this.
+    const SLOW: Duration = Duration::from_millis(1);
+    /// Bytes on small pages before a huge one is tried again.
+    const SMALL_AFTER_SLOW: usize = 256 << 20;
 
     // The system's, from the C library that the standard library links.
     unsafe extern "C" {
@@ -56,6 +100,8 @@ mod big {
         /// Bytes in use, now and at most so far.
         used: usize,
         most_used: usize,
+        /// Bytes of weights that are to lie on small pages.
+        small: usize,
     }
 
     static KEPT: Mutex<Kept> = Mutex::new(Kept {
@@ -64,6 +110,7 @@ mod big {
         bytes: 0,
         used: 0,
         most_used: 0,
+        small: 0,
     });
 
     impl Kept {
@@ -95,7 +142,7 @@ mod big {
     }
 
     /// A block of a class's size, and whether it is known to be zero. Null if there is no memory.
-    pub(super) fn take(size: usize) -> (*mut u8, bool) {
+    pub(super) fn take(size: usize, weights: bool) -> (*mut u8, bool) {
         let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
         kept.use_more(size);
         let newest = (0..kept.count).rev().find(|&i| kept.blocks[i].size == size);
@@ -105,12 +152,35 @@ mod big {
         // What lies idle makes room for what is new.
         let room = kept.room();
         kept.shrink(room);
+        let small = weights && kept.small > 0;
+        if small {
+            kept.small = kept.small.saturating_sub(size);
+        }
         drop(kept);
         let start = map(size);
         if start.is_null() {
             KEPT.lock().unwrap_or_else(PoisonError::into_inner).used -= size;
+            return (start, true);
+        }
+        advise(start as usize, size, if small { ON_SMALL_PAGES } else { ON_HUGE_PAGES });
+        if weights && !small && size > HUGE_PAGE && first_touch(start) > SLOW {
+            advise(start as usize + HUGE_PAGE, size - HUGE_PAGE, ON_SMALL_PAGES);
+            KEPT.lock().unwrap_or_else(PoisonError::into_inner).small = SMALL_AFTER_SLOW;
         }
         (start, true)
+    }
+
+    /// How long the first page of a new block takes to come.
+    fn first_touch(start: *mut u8) -> Duration {
+        let begun = Instant::now();
+        // SAFETY: the block is new, and zero is what it holds.
+        unsafe { start.write_volatile(0) };
+        begun.elapsed()
+    }
+
+    fn advise(start: usize, size: usize, advice: c_int) {
+        // SAFETY: advice about memory that `map` made.
+        unsafe { madvise(start as *mut c_void, size, advice) };
     }
 
     /// Takes back a block that [`take`] gave.
@@ -155,8 +225,6 @@ mod big {
         let start = raw.next_multiple_of(HUGE_PAGE);
         unmap(raw, start - raw);
         unmap(start + size, end - start - size);
-        // SAFETY: advice about memory that was just made.
-        unsafe { madvise(start as *mut c_void, size, ON_HUGE_PAGES) };
         start as *mut u8
     }
 
@@ -179,7 +247,7 @@ fn is_big(layout: &Layout) -> bool {
 unsafe impl<A: GlobalAlloc> GlobalAlloc for Reusing<A> {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if is_big(&layout) {
-            return big::take(big::class(layout.size())).0;
+            return big::take(big::class(layout.size()), FOR_WEIGHTS.get()).0;
         }
         // SAFETY: the caller's promise.
         unsafe { self.0.alloc(layout) }
@@ -190,7 +258,7 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Reusing<A> {
             // SAFETY: the caller's promise.
             return unsafe { self.0.alloc_zeroed(layout) };
         }
-        let (start, zero) = big::take(big::class(layout.size()));
+        let (start, zero) = big::take(big::class(layout.size()), FOR_WEIGHTS.get());
         if !zero {
             // SAFETY: the block has at least this size.
             unsafe { start.write_bytes(0, layout.size()) };
@@ -291,6 +359,25 @@ mod tests {
             assert_eq!(small.read(), 1);
             allocator.dealloc(small, Layout::from_size_align(100, 64).unwrap_or(layout));
         }
+    }
+
+    #[test]
+    fn weights_are_zero_and_whole_whatever_pages_they_lie_on() {
+        let allocator = Reusing(System);
+        let layout = Layout::from_size_align(9_000_000, 64).unwrap_or(Layout::new::<u8>());
+        let outer = WeightMemory::begin();
+        drop(WeightMemory::begin());
+        assert!(FOR_WEIGHTS.get());
+        // SAFETY: blocks are used within their size and freed once with their layout.
+        unsafe {
+            let blocks: Vec<_> = (0..4).map(|_| allocator.alloc_zeroed(layout)).collect();
+            for block in blocks {
+                assert_eq!(mark(block, layout.size()), (0, 0));
+                allocator.dealloc(block, layout);
+            }
+        }
+        drop(outer);
+        assert!(!FOR_WEIGHTS.get());
     }
 
     #[test]

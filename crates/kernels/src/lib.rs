@@ -26,7 +26,7 @@ mod pool;
 mod quant;
 mod simd;
 
-pub use allocator::Reusing;
+pub use allocator::{Reusing, WeightMemory};
 pub use attention::{AttentionMask, AttentionShape, attention};
 pub use conv::{ConvShape, conv2d};
 pub use elementwise::{activate, add, concat, convert, gate, rope, transpose, upsample2x};
