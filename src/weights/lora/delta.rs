@@ -5,10 +5,11 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 use super::file::number;
 use super::keys::Param;
+use super::lengths::Lengths;
 use super::rows::Rows;
 use crate::weights::Factors;
 
@@ -17,8 +18,8 @@ use crate::weights::Factors;
 pub(super) struct Change {
     kind: Kind,
     scale: f64,
-    /// Lengths of the changed weight's rows `(out)` or columns.
-    magnitude: Option<Tensor>,
+    /// What DoRA makes of the changed weight.
+    lengths: Option<Lengths>,
 }
 
 #[derive(Clone, Debug)]
@@ -94,7 +95,14 @@ impl Change {
     /// Puts a layer's tensors together. `noted_scale` is used where the file has no alpha.
     pub fn new(parts: &Parts, noted_scale: Option<f64>) -> std::result::Result<Self, String> {
         Self::build(parts, noted_scale)
-            .map_err(|error| format!("has tensors that do not fit together: {error}"))?
+            .map_err(|error| {
+                // Candle adds a backtrace on lines of its own.
+                let text = error.to_string();
+                format!(
+                    "has tensors that do not fit together: {}",
+                    text.lines().next().unwrap_or_default()
+                )
+            })?
             .ok_or_else(|| {
                 let names: Vec<String> = parts.keys().map(|param| format!("{param:?}")).collect();
                 format!("is incomplete: it has only {}", names.join(", "))
@@ -105,17 +113,26 @@ impl Change {
         let Some((kind, rank)) = kind_of(parts)? else {
             return Ok(None);
         };
+        if rank == Some(0) {
+            candle_core::bail!("its rank is 0");
+        }
         let alpha = parts.get(&Param::Alpha).and_then(number);
         let scale = match (alpha, rank) {
-            (Some(alpha), Some(rank)) if rank > 0 => alpha / rank as f64,
+            (Some(alpha), Some(rank)) => alpha / rank as f64,
             (None, Some(_)) => noted_scale.unwrap_or(1.0),
             _ => 1.0,
         };
         let scalar = parts.get(&Param::Scalar).and_then(number).unwrap_or(1.0);
+        let rows = kind.dims()?.0;
+        let lengths = match (parts.get(&Param::Magnitude), parts.get(&Param::DoraScale)) {
+            (Some(all), _) => Some(Lengths::new(all, rows, true)?),
+            (None, Some(all)) => Some(Lengths::new(all, rows, false)?),
+            (None, None) => None,
+        };
         Ok(Some(Self {
             kind,
             scale: scale * scalar,
-            magnitude: parts.get(&Param::Magnitude).cloned(),
+            lengths,
         }))
     }
 
@@ -134,31 +151,37 @@ impl Change {
         self.scale
     }
 
-    /// Whether it sets the lengths of the weight's columns, for which all rows must be seen.
-    pub fn is_decomposed_by_columns(&self) -> bool {
-        let rows = self.rows();
-        self.magnitude
-            .as_ref()
-            .is_some_and(|lengths| lengths.elem_count() != rows)
-    }
-
-    /// The part of it that belongs to some rows of the weight. Lengths are the rows' own, so that they can be parted too.
+    /// The part of it that belongs to some rows of the weight.
     pub fn part(&self, rows: &Rows) -> Result<Self> {
         if rows.is_all() {
             return Ok(self.clone());
         }
-        let lengths = |all: &Tensor| rows.of(&all.flatten_all()?);
         Ok(Self {
             kind: self.kind.part(rows)?,
             scale: self.scale,
-            magnitude: self.magnitude.as_ref().map(lengths).transpose()?,
+            lengths: self.lengths.as_ref().map(|all| all.part(rows)).transpose()?,
         })
+    }
+
+    /// How many columns it sets the lengths of, for which all rows must be seen; `None` if it sets none.
+    pub fn columns_set(&self) -> Option<usize> {
+        match &self.lengths {
+            Some(Lengths::Columns { wanted, .. }) => Some(wanted.elem_count()),
+            _ => None,
+        }
+    }
+
+    /// Notes the squares of the whole columns, of which it changes a part.
+    pub fn note_squares(&mut self, whole: Tensor) {
+        if let Some(Lengths::Columns { squares, .. }) = &mut self.lengths {
+            *squares = Some(whole);
+        }
     }
 
     /// The factors of the change where it can be computed beside a weight for less memory than a copy of the weight takes;
     /// without [`Change::scale`].
     pub fn factors(&self) -> Result<Option<Factors>> {
-        if self.magnitude.is_some() {
+        if self.lengths.is_some() {
             return Ok(None);
         }
         let factors = match &self.kind {
@@ -191,32 +214,19 @@ impl Change {
 
     /// What is added to a weight `(out, in)` (convolutions flattened) at strength 1.
     pub fn delta(&self, weight: &Tensor) -> Result<Tensor> {
-        let plain = (self.kind.whole()?.to_device(weight.device())? * self.scale)?;
-        let Some(magnitude) = &self.magnitude else {
-            return Ok(plain);
-        };
-        let changed = (weight + plain)?;
-        let (rows, columns) = changed.dims2()?;
-        let magnitude = magnitude.to_device(weight.device())?.flatten_all()?;
-        let lengths = |dimension: usize| changed.sqr()?.sum_keepdim(dimension)?.sqrt();
-        let factor = if magnitude.elem_count() == rows {
-            magnitude.reshape((rows, 1))?.broadcast_div(&lengths(1)?)?
-        } else {
-            // LyCORIS may keep one length for each input channel, over all outputs and kernel places.
-            let inputs = magnitude.elem_count();
-            if inputs == 0 || columns % inputs != 0 {
-                candle_core::bail!("{inputs} magnitudes do not fit a weight of {rows} by {columns}");
-            }
-            let places = columns / inputs;
-            let squares = changed
-                .sqr()?
-                .reshape((rows, inputs, places))?
-                .sum_keepdim(2)?
-                .sum_keepdim(0)?;
-            let factor = magnitude.reshape((1, inputs, 1))?.div(&squares.sqrt()?)?;
-            factor.broadcast_as((1, inputs, places))?.reshape((1, columns))?
-        };
-        changed.broadcast_mul(&factor)? - weight
+        match &self.lengths {
+            Some(lengths) => lengths.given_to(&self.before_lengths(weight)?)? - weight,
+            None => self.plain(weight.device()),
+        }
+    }
+
+    /// The changed weight whose lengths are then set.
+    pub fn before_lengths(&self, weight: &Tensor) -> Result<Tensor> {
+        weight + self.plain(weight.device())?
+    }
+
+    fn plain(&self, device: &Device) -> Result<Tensor> {
+        self.kind.whole()?.to_device(device)? * self.scale
     }
 }
 

@@ -1,5 +1,6 @@
 //! The folder that LoRAs are named in.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
@@ -26,13 +27,11 @@ impl LoraDir {
         Self { root }
     }
 
-    /// Every LoRA below the folder, by name. Files that cannot be read are left out.
+    /// Every LoRA below the folder, by name. Of a file that cannot be read there is the name only; who asks for it is told
+    /// what is wrong with it.
     #[must_use]
     pub fn list(&self) -> Vec<LoraInfo> {
-        self.files()
-            .iter()
-            .filter_map(|(name, path)| info(name, path))
-            .collect()
+        self.files().iter().map(|(name, path)| info(name, path)).collect()
     }
 
     /// The file of a LoRA: by its path below the folder, with or without ending, or by its bare name in any subfolder.
@@ -113,9 +112,8 @@ impl LoraDir {
     }
 }
 
-fn info(name: &str, path: &Path) -> Option<LoraInfo> {
-    let file = SafeTensors::open(path).ok()?;
-    let metadata = file.metadata();
+fn info(name: &str, path: &Path) -> LoraInfo {
+    let metadata = SafeTensors::open(path).map_or_else(|_| BTreeMap::new(), |file| file.metadata().clone());
     let text = |keys: &[&str]| {
         keys.iter()
             .find_map(|key| metadata.get(*key))
@@ -140,11 +138,11 @@ fn info(name: &str, path: &Path) -> Option<LoraInfo> {
             .unwrap_or_default(),
     };
     let base_model = text(&["modelspec.architecture", "ss_base_model_version", "ss_sd_model_name"]);
-    Some(LoraInfo {
+    LoraInfo {
         name: name.to_owned(),
         trigger_words,
         base_model,
-    })
+    }
 }
 
 /// The tags that a training set had most often, from kohya's `{folder: {tag: count}}`.

@@ -11,8 +11,10 @@ pub(super) enum Param {
     Mid,
     /// A number that the change is scaled with, over the rank.
     Alpha,
-    /// Length of each row (or column) of the changed weight: DoRA.
+    /// Length of each row of the changed weight: DoRA as PEFT has it.
     Magnitude,
+    /// Length of each row or column of the changed weight: DoRA as LyCORIS has it.
+    DoraScale,
     /// A number that the change is multiplied with.
     Scalar,
     /// The whole change.
@@ -62,7 +64,7 @@ const ENDINGS: &[(&str, Param)] = &[
     (".lora_magnitude_vector.default.weight", Param::Magnitude),
     (".lora_magnitude_vector.weight", Param::Magnitude),
     (".lora_magnitude_vector", Param::Magnitude),
-    (".dora_scale", Param::Magnitude),
+    (".dora_scale", Param::DoraScale),
     (".alpha", Param::Alpha),
     (".scalar", Param::Scalar),
     (".diff", Param::Diff),

@@ -9,6 +9,7 @@ mod dir;
 mod error;
 mod file;
 mod keys;
+mod lengths;
 mod patcher;
 mod rows;
 mod sgm_names;

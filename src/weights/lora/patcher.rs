@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::SystemTime;
 
+use candle_core::{DType, Device, Tensor};
+
 use super::delta::Change;
 use super::file::LoraFile;
-use super::rows::Rows;
+use super::lengths::column_squares;
 use super::targets::{Layers, Slot, Target, Targets};
 use super::{LoraDir, LoraError};
 use crate::domain::model::LoraInfo;
@@ -258,8 +260,8 @@ fn patch(
             name: want.name.clone(),
             source,
         })?;
-        let rows = rows_of(share, &change, &want.name)?;
-        changes.push((f64::from(want.strength), change.part(&rows)?));
+        check_size(share, &change, &want.name)?;
+        changes.push((f64::from(want.strength), part_of(&change, share, slot.device())?));
     }
     let linear = slot.shape().len() == 2;
     let beside = linear && (slot.quantisation().is_some() || too_big);
@@ -285,44 +287,36 @@ fn patch(
     Ok(())
 }
 
-fn rows_of(share: &Share, change: &Change, name: &str) -> Result<Rows, LoraError> {
-    let Target {
-        slots, halves_swapped, ..
-    } = &share.target;
-    let heights: Vec<usize> = slots
-        .iter()
-        .map(|slot| slot.weight.shape().first().copied().unwrap_or(0))
-        .collect();
-    let total: usize = heights.iter().sum();
-    let numbers: usize = slots
-        .iter()
-        .map(|slot| slot.weight.shape().iter().product::<usize>())
-        .sum();
-    if change.rows() != total || change.count() != numbers {
-        return Err(LoraError::OtherModel {
-            name: name.to_owned(),
-            layer: share.layer.clone(),
-            found: change.count(),
-            expected: numbers,
-        });
+/// Refuses a change of another size than its target has.
+fn check_size(share: &Share, change: &Change, name: &str) -> Result<(), LoraError> {
+    let slots = &share.target.slots;
+    let numbers = slots.iter().map(|slot| count_of(&slot.weight)).sum();
+    if change.rows() == share.target.rows(0).total && change.count() == numbers {
+        return Ok(());
     }
-    let fused = slots.len() > 1 || *halves_swapped;
-    if fused && change.is_decomposed_by_columns() {
-        let reason = format!(
-            "layer `{}` is a DoRA of several layers in one with the lengths of columns, which cannot be taken apart",
-            share.layer
-        );
-        return Err(LoraError::Damaged {
-            name: name.to_owned(),
-            reason,
-        });
-    }
-    let start = heights.iter().take(share.index).sum();
-    let count = heights.get(share.index).copied().unwrap_or(0);
-    Ok(Rows {
-        start,
-        count,
-        total,
-        halves_swapped: *halves_swapped,
+    Err(LoraError::OtherModel {
+        name: name.to_owned(),
+        layer: share.layer.clone(),
+        found: change.count(),
+        expected: numbers,
     })
+}
+
+/// The part of a change that belongs to the share's slot. The columns of a fused layer run through all of its slots, so that all
+/// are looked at where lengths of columns are set.
+fn part_of(change: &Change, share: &Share, device: &Device) -> candle_core::Result<Change> {
+    let target = &share.target;
+    let rows = target.rows(share.index);
+    let mut part = change.part(&rows)?;
+    let Some(columns) = change.columns_set().filter(|_| !rows.is_all()) else {
+        return Ok(part);
+    };
+    let mut whole = Tensor::zeros(columns, DType::F32, device)?;
+    for (index, slot) in target.slots.iter().enumerate() {
+        let weight = slot.weight.original_f32()?.flatten_from(1)?;
+        let changed = change.part(&target.rows(index))?.before_lengths(&weight)?;
+        whole = (whole + column_squares(&changed, columns)?)?;
+    }
+    part.note_squares(whole);
+    Ok(part)
 }

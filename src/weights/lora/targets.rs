@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
+use super::rows::Rows;
 use super::sgm_names::sgm_layers;
 use crate::weights::flux_names::parts_of_layer;
 use crate::weights::{LayerTable, WeightSlot};
@@ -50,6 +51,19 @@ pub(super) struct Target {
     pub halves_swapped: bool,
     /// Whether it belongs to a text encoder.
     pub is_text: bool,
+}
+
+impl Target {
+    /// Which of the file's rows belong to one of its slots.
+    pub fn rows(&self, index: usize) -> Rows {
+        let height = |slot: &Slot| slot.weight.shape().first().copied().unwrap_or(0);
+        Rows {
+            start: self.slots.iter().take(index).map(height).sum(),
+            count: self.slots.get(index).map_or(0, height),
+            total: self.slots.iter().map(height).sum(),
+            halves_swapped: self.halves_swapped,
+        }
+    }
 }
 
 /// A layer of the model.

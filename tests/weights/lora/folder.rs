@@ -38,8 +38,9 @@ fn only_files_below_the_folder_are_opened() {
     assert!(error.contains("plain") && error.contains("styles/ink"), "{error}");
     write(root.path(), "loras/other/ink.safetensors", &bytes);
     assert!(matches!(dir.find("ink").unwrap_err(), LoraError::Ambiguous { .. }));
+    write(root.path(), "loras/damaged.safetensors", b"not a file of tensors");
     let names: Vec<String> = dir.list().into_iter().map(|info| info.name).collect();
-    assert_eq!(names, ["inner", "other/ink", "plain", "styles/ink"]);
+    assert_eq!(names, ["damaged", "inner", "other/ink", "plain", "styles/ink"]);
     let layers = made(&[("conv_in", &[1, 1])], false);
     let error = Loras::new(None).apply(&[named("plain", 1.0)], &layers).unwrap_err();
     assert!(matches!(error, LoraError::NoFolder { .. }), "{error}");

@@ -63,3 +63,90 @@ fn each_row_gets_its_own_length() {
         assert_eq!(every(&layers), before);
     }
 }
+
+/// As [`expected`], with the length taken along each column of all the layers that are one in the file.
+#[test]
+fn each_column_gets_its_length_over_all_the_parts() {
+    let d = "transformer_blocks.0.attn";
+    let qkv = [format!("{d}.to_q"), format!("{d}.to_k"), format!("{d}.to_v")];
+    let cases = [
+        ("lora_unet_double_blocks_0_img_attn_qkv", qkv.to_vec(), 2, false),
+        (
+            "lora_unet_final_layer_adaLN_modulation_1",
+            vec!["norm_out.linear".to_owned()],
+            6,
+            true,
+        ),
+    ];
+    for (at, ours, height, swapped) in cases {
+        for quantised in [false, true] {
+            let columns = if quantised { 32 } else { 6 };
+            let shape = [height, columns];
+            let shapes: Vec<(&str, &[usize])> = ours.iter().map(|name| (name.as_str(), shape.as_slice())).collect();
+            let layers = made(&shapes, quantised);
+            let stored = |name: &String| layers.denoiser.get(name).unwrap().original_f32().unwrap();
+            let before: Vec<Vec<f32>> = ours.iter().flat_map(|name| stored(name).to_vec2().unwrap()).collect();
+            let rows = before.len();
+            let theirs = |row: usize| if swapped { (row + rows / 2) % rows } else { row };
+            let down: Vec<f32> = (0..columns).map(|i| 0.3 - 0.1 * i as f32).collect();
+            let up: Vec<f32> = (0..rows).map(|i| 0.5 + 0.25 * i as f32).collect();
+            let magnitude: Vec<f32> = (0..columns).map(|i| 1.0 + 0.5 * i as f32).collect();
+            let (_root, mut loras) = folder_with(&[
+                f32s(&format!("{at}.lora_down.weight"), &[1, columns], &down),
+                f32s(&format!("{at}.lora_up.weight"), &[rows, 1], &up),
+                f32s(&format!("{at}.dora_scale"), &[1, columns], &magnitude),
+            ]);
+            loras.apply(&[named("x", 1.0)], &layers).unwrap();
+            let after: Vec<f32> = ours
+                .iter()
+                .flat_map(|name| held(&layers.denoiser.get(name).unwrap()))
+                .collect();
+            for column in 0..columns {
+                let changed: Vec<f32> = (0..rows)
+                    .map(|row| before[row][column] + up[theirs(row)] * down[column])
+                    .collect();
+                let length = changed.iter().map(|n| n * n).sum::<f32>().sqrt();
+                for (row, changed) in changed.iter().enumerate() {
+                    let (found, expected) = (after[row * columns + column], changed * magnitude[column] / length);
+                    assert!(
+                        (found - expected).abs() < 1e-5,
+                        "{at} {row} {column}: {found} {expected}"
+                    );
+                }
+            }
+            loras.apply(&[], &layers).unwrap();
+            assert!(
+                layers
+                    .denoiser
+                    .names()
+                    .iter()
+                    .all(|name| !layers.denoiser.get(name).unwrap().is_patched())
+            );
+        }
+    }
+}
+
+/// Of a square weight only the shape of the lengths tells rows from columns.
+#[test]
+fn lengths_of_a_square_weight_are_told_apart_by_their_shape() {
+    let layers = made(&[("mid", &[3, 3])], false);
+    let magnitude = [1.0, 2.0, 3.0];
+    for (name, shape, by_columns) in [
+        ("dora_scale", [3, 1], false),
+        ("dora_scale", [1, 3], true),
+        ("lora_magnitude_vector", [1, 3], false),
+    ] {
+        let (_root, mut loras) = folder_with(&[
+            f32s("lora_unet_mid.lora_down.weight", &[1, 3], &[0.1, 0.2, 0.3]),
+            f32s("lora_unet_mid.lora_up.weight", &[3, 1], &[0.3, -0.2, 0.1]),
+            f32s(&format!("lora_unet_mid.{name}"), &shape, &magnitude),
+        ]);
+        loras.apply(&[named("x", 1.0)], &layers).unwrap();
+        let after = held(&layers.denoiser.get("mid").unwrap());
+        for (line, magnitude) in magnitude.iter().enumerate() {
+            let number = |i: usize| after[if by_columns { i * 3 + line } else { line * 3 + i }];
+            let length = (0..3).map(|i| number(i).powi(2)).sum::<f32>().sqrt();
+            assert!((length - magnitude).abs() < 1e-5, "{name} {shape:?} {line}: {length}");
+        }
+    }
+}
