@@ -44,6 +44,8 @@ fn products<T: Element>(kind: WeightType) {
         (512, 1280, 1280),
         (8192, 320, 1280),
         (1280, 9216, 3072),
+        (1280, 3072, 12288),
+        (512, 1280, 5120),
         (154, 640, 768),
         (2, 1280, 1280),
     ] {
@@ -107,7 +109,7 @@ fn products<T: Element>(kind: WeightType) {
 
 fn quantised() {
     for kind in QuantType::ALL {
-        for (m, n, k) in [(1280, 9216, 3072), (1, 18432, 3072)] {
+        for (m, n, k) in [(1280, 9216, 3072), (1280, 3072, 12288), (1, 18432, 3072)] {
             // Bytes below 48, so that every scale is an ordinary number.
             let blocks: Vec<u8> = (0..n * k / kind.block_len() * kind.block_bytes())
                 .map(|i| (i * 7919 % 48) as u8)

@@ -49,6 +49,12 @@ fn method(_: &PackedWeights) -> Method {
     Method::F32
 }
 
+/// Depth from which on tiles multiply a task's rows as deep as the second-level cache holds them: sums then wait so seldom that
+/// they may do so further away.
+const DEEP: usize = 1024;
+/// Bytes of such rows.
+const ROWS_BYTES: usize = 1 << 20;
+
 /// Sizes of the blocks of one product.
 #[derive(Debug, Clone, Copy)]
 struct Plan {
@@ -63,26 +69,30 @@ struct Plan {
 
 impl Plan {
     fn new(method: Method, rows: usize, weights: &PackedWeights) -> Self {
+        let inner = weights.inputs().next_multiple_of(32);
         let (most_rows, most_depth, unit) = match method {
             Method::F32 => (192, 768, 12),
             #[cfg(target_arch = "x86_64")]
             Method::Dot => (192, 1024, 12),
             #[cfg(target_arch = "x86_64")]
-            Method::Tiles => (256, 512, 32),
+            Method::Tiles if inner < DEEP => (256, 512, 32),
+            #[cfg(target_arch = "x86_64")]
+            Method::Tiles => (256, 3 * DEEP, 32),
         };
-        let inner = weights.inputs().next_multiple_of(32);
         let depth = inner.div_ceil(inner.div_ceil(most_depth)).next_multiple_of(32);
         let total_panels = weights.panels();
-        let most_rows = if total_panels > 20 && depth < inner {
-            most_rows * 2 / 3
+        let (most_rows, most_panels) = if depth > DEEP {
+            (most_rows.min(ROWS_BYTES / 2 / depth), usize::MAX)
+        } else if total_panels > 20 && depth < inner {
+            (most_rows * 2 / 3, 40)
         } else {
-            most_rows
+            (most_rows, 40)
         };
         let rows_per_task = rows.div_ceil(rows.div_ceil(most_rows)).next_multiple_of(unit);
         let row_tasks = rows.div_ceil(rows_per_task);
         // Wide products are cut so that the waiting sums stay in the second-level cache, short ones to feed every thread.
         let wanted = (3 * threads()).div_ceil(row_tasks).min(total_panels.div_ceil(4));
-        let runs = wanted.max(total_panels.div_ceil(40)).max(1);
+        let runs = wanted.max(total_panels.div_ceil(most_panels)).max(1);
         Self {
             method,
             rows: rows_per_task,
@@ -168,15 +178,14 @@ impl Task<'_> {
 struct Step {
     panel: usize,
     k0: usize,
-    /// Where the sums of this panel are kept.
+    /// Where the sums of this block are kept.
     sums: *mut f32,
     first: bool,
-    last: bool,
 }
 
 impl Task<'_> {
     /// Walks the depth blocks and panels. `load(k0, k1)` makes the rows ready, `block(step, from, rows)` adds a few rows' sums
-    /// at `step.sums`; each is finished as soon as it is complete, while still in cache.
+    /// at `step.sums`; each that is complete is finished while it is in cache and the next one is under way.
     fn walk(
         &self,
         kept: &mut [f32],
@@ -187,47 +196,52 @@ impl Task<'_> {
         let inner = self.weights.inputs();
         let (first_row, rows) = (self.rows.0, self.rows.1 - self.rows.0);
         let single = inner <= self.plan.depth;
-        let padded = rows.next_multiple_of(unit);
         for k0 in (0..inner).step_by(self.plan.depth) {
             let k1 = (k0 + self.plan.depth).min(inner);
             load(k0, k1);
+            let mut waiting = None;
+            let mut blocks = 0;
             for panel in self.panels.0..self.panels.1 {
-                let start = if single {
-                    0
-                } else {
-                    (panel - self.panels.0) * padded * PANEL
-                };
-                let sums = kept[start..].as_mut_ptr();
-                let step = Step {
-                    panel,
-                    k0,
-                    sums,
-                    first: k0 == 0,
-                    last: k1 == inner,
-                };
                 for row in (0..rows).step_by(unit) {
+                    // Sums that are complete at once take turns in two places.
+                    let start = if single { blocks % 2 * unit } else { blocks * unit };
+                    blocks += 1;
+                    let step = Step {
+                        panel,
+                        k0,
+                        sums: kept[start * PANEL..].as_mut_ptr(),
+                        first: k0 == 0,
+                    };
                     let count = unit.min(rows - row);
                     block(&step, row, count);
-                    if step.last {
-                        let panel = self.first_panel + panel;
-                        self.a.runs(first_row + row, count, |from, place| {
-                            // SAFETY: the block's sums are complete; these rows and panels are this task's alone.
-                            unsafe {
-                                let sums = step.sums.add((row + from) * PANEL);
-                                self.target.finish(self.finish, sums, place, panel);
-                            }
-                        });
+                    if k1 < inner {
+                        continue;
+                    }
+                    if let Some(block) = waiting.replace((panel, first_row + row, count, step.sums)) {
+                        self.finish(block);
                     }
                 }
+            }
+            if let Some(block) = waiting {
+                self.finish(block);
             }
         }
     }
 
+    /// Finishes a block whose sums are complete.
+    fn finish(&self, (panel, row, count, sums): (usize, usize, usize, *mut f32)) {
+        let panel = self.first_panel + panel;
+        self.a.runs(row, count, |from, place| {
+            // SAFETY: these rows and panels are this task's alone.
+            unsafe { self.target.finish(self.finish, sums.add(from * PANEL), place, panel) };
+        });
+    }
+
     /// f32 numbers that [`Self::walk`] keeps.
     fn kept(&self, unit: usize) -> usize {
-        let rows = (self.rows.1 - self.rows.0).next_multiple_of(unit);
+        let blocks = (self.rows.1 - self.rows.0).div_ceil(unit) * (self.panels.1 - self.panels.0);
         let single = self.weights.inputs() <= self.plan.depth;
-        rows * PANEL * if single { 1 } else { self.panels.1 - self.panels.0 }
+        unit * PANEL * if single { 2 } else { blocks }
     }
 
     fn run_f32(&self) {
@@ -278,7 +292,7 @@ impl Task<'_> {
             unsafe {
                 let a = base.add(row * lda + at.get());
                 let panel = self.panel_ptr(step);
-                let c = step.sums.add(row * PANEL);
+                let c = step.sums;
                 block_f32((a, lda), panel, c, (count, depth.get()), !step.first);
             }
         });
@@ -310,7 +324,7 @@ impl Task<'_> {
             if let PanelPtr::Pairs(b) = self.panel_ptr(step) {
                 // SAFETY: as in `run_f32`; the method was chosen because the machine has the instructions.
                 unsafe {
-                    let c = step.sums.add(row * PANEL);
+                    let c = step.sums;
                     super::micro::block_dot((base.add(row * lda), lda), b, c, (count, depth.get()), !step.first);
                 }
             }
@@ -356,13 +370,15 @@ impl Task<'_> {
                     b_row: 4 * PANEL,
                     b_step: 64 * PANEL,
                     steps: steps.get(),
-                    next: b,
+                    next: b.wrapping_add(
+                        self.weights.inputs().next_multiple_of(32) * PANEL + row / unit * steps.get() * 128,
+                    ),
                 };
                 // SAFETY: packed rows are readable up to a multiple of 16 (what lies beyond the last row is never stored),
                 // and the sums have room for a multiple of 32 rows.
                 unsafe {
                     let sums = Sums {
-                        at: step.sums.add(row * PANEL),
+                        at: step.sums,
                         row: 4 * PANEL,
                     };
                     if step.first {

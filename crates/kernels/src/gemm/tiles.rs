@@ -20,8 +20,10 @@ use crate::simd::View;
 const TILE: usize = 16;
 /// Sums of two tiles of rows and a panel.
 const SUMS: usize = 2 * TILE * PANEL;
-/// Depth from which on a matrix is read in place: measured, short rows are faster copied first.
-const LEAST_DEPTH: usize = 1024;
+/// Depths of a matrix that is read in place: measured, shorter and longer rows are faster copied first.
+const DEPTHS: std::ops::Range<usize> = 1024..3072;
+/// Rows at a distance of this many numbers, or a multiple, fall into the same few sets of the first-level cache.
+const COLLIDING: usize = 1024;
 /// Rows of a task, about.
 const ROWS: usize = 256;
 /// Bytes that a task's part of a picture may take of the second-level cache.
@@ -115,7 +117,8 @@ impl<'a> Grid<'a> {
         if a.is_dense() {
             let rows = a.count();
             let per_task = rows.div_ceil(rows.div_ceil(ROWS)).next_multiple_of(2 * TILE);
-            return (rows >= TILE && channels >= LEAST_DEPTH).then_some(Self {
+            let in_place = DEPTHS.contains(&channels) && !channels.is_multiple_of(COLLIDING);
+            return (rows >= TILE && in_place).then_some(Self {
                 a,
                 cut: Cut::Rows(per_task),
                 pitch: 1,

@@ -21,8 +21,8 @@ use crate::pool::parallel_chunks;
 use crate::simd::{Element, Kernel, LANES, Simd, View, ViewMut, Words, dispatch, store_pairs};
 use lanes::{Sink, decode};
 
-/// Bytes of decoded weights that are multiplied together.
-const RUN_BYTES: usize = 8 << 20;
+/// Bytes of decoded weights that are multiplied together: the activations are read anew for each such run.
+const RUN_BYTES: usize = 16 << 20;
 
 /// Quantised (outputs, inputs) weights, as a GGUF file holds them.
 #[derive(Debug, Clone, Copy)]
@@ -131,7 +131,11 @@ fn product(
         return few::product(x, rows, weights, finish, out);
     }
     let a = Rows::dense(x, rows, weights.inputs);
-    let run = (RUN_BYTES / (2 * weights.inputs)).next_multiple_of(PANEL).max(PANEL);
+    let most = (RUN_BYTES / (size_of::<bf16>() * weights.inputs)).max(PANEL);
+    let run = weights
+        .outputs
+        .div_ceil(weights.outputs.div_ceil(most))
+        .next_multiple_of(PANEL);
     for first in (0..weights.outputs).step_by(run) {
         let outputs = run.min(weights.outputs - first);
         let memory = DECODED.take();

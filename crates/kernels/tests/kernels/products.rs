@@ -49,7 +49,7 @@ fn sum_bound(k: usize) -> f64 {
     (k as f64).sqrt().max(4.0) * 2.0 * f64::from(f32::EPSILON)
 }
 
-const SHAPES: [(usize, usize, usize); 14] = [
+const SHAPES: [(usize, usize, usize); 15] = [
     (1, 1, 1),
     (2, 5, 3),
     (1, 40, 17),
@@ -64,6 +64,7 @@ const SHAPES: [(usize, usize, usize); 14] = [
     (300, 35, 800),
     (50, 48, 1024),
     (271, 70, 1056),
+    (70, 40, 6180),
 ];
 
 fn check_linear<A: Element, O: Element>(kind: WeightType, level: Isa) {
