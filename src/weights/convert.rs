@@ -247,8 +247,9 @@ fn check_blocks(kind: GgmlDType, bytes: &[u8], shape: &[usize]) -> Result<(), We
 fn expand(kind: GgmlDType, bytes: &[u8], shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
     check_blocks(kind, bytes, shape)?;
     let storage = QStorage::from_data(Cow::Borrowed(bytes), &Device::Cpu, kind)?;
-    let tensor = QTensor::new(storage, shape.to_vec())?.dequantize(&Device::Cpu)?;
-    Ok(tensor.flatten_all()?.to_vec1()?)
+    // Flat: the last dimension of a convolution's weight is no multiple of a block.
+    let count: usize = shape.iter().product();
+    Ok(QTensor::new(storage, count)?.dequantize(&Device::Cpu)?.to_vec1()?)
 }
 
 #[cfg(test)]

@@ -106,24 +106,25 @@ fn place(root: &Path, ending: &str) -> (TempDir, PathBuf) {
     (target, file)
 }
 
+/// Writes a GGUF file as converters do: a weight whose rows are no blocks (a 3x3 convolution's) is flattened, and its shape noted.
 fn gguf(path: &Path, tensors: &Tensors, kind: GgmlDType) {
-    let stored: Vec<(String, QTensor)> = tensors
-        .iter()
-        .map(|(name, tensor)| {
-            let fits = tensor.rank() == 2 && tensor.dim(1).unwrap() % kind.block_size() == 0;
-            let kind = if fits { kind } else { GgmlDType::F32 };
-            let tensor = tensor.to_dtype(DType::F32).unwrap();
-            (name.clone(), QTensor::quantize(&tensor, kind).unwrap())
-        })
-        .collect();
+    let mut values = vec![("general.architecture".to_owned(), GgufValue::String("sd".to_owned()))];
+    let mut stored = Vec::new();
+    for (name, tensor) in tensors {
+        let mut tensor = tensor.to_dtype(DType::F32).unwrap();
+        let (count, block) = (tensor.elem_count(), kind.block_size());
+        let whole = tensor.rank() > 1 && count % block == 0;
+        if whole && tensor.dims().last().unwrap() % block != 0 {
+            let shape = tensor.dims().iter().map(|d| GgufValue::I32(*d as i32)).collect();
+            values.push((format!("comfy.gguf.orig_shape.{name}"), GgufValue::Array(shape)));
+            tensor = tensor.reshape((count / block, block)).unwrap();
+        }
+        let kind = if whole { kind } else { GgmlDType::F32 };
+        stored.push((name.clone(), QTensor::quantize(&tensor, kind).unwrap()));
+    }
     let named: Vec<(&str, &QTensor)> = stored.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-    let architecture = GgufValue::String("sd".to_owned());
-    gguf_file::write(
-        &mut fs::File::create(path).unwrap(),
-        &[("general.architecture", &architecture)],
-        &named,
-    )
-    .unwrap();
+    let values: Vec<(&str, &GgufValue)> = values.iter().map(|(name, value)| (name.as_str(), value)).collect();
+    gguf_file::write(&mut fs::File::create(path).unwrap(), &values, &named).unwrap();
 }
 
 #[test]
