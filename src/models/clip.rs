@@ -145,6 +145,8 @@ impl ClipText {
     /// # Errors
     /// A tensor is missing or does not fit.
     pub fn load(weights: &Weights, config: &ClipConfig) -> std::result::Result<Self, ModelError> {
+        // Few products, of which the whole picture hangs; its numbers differ so much in size that roundings grow.
+        let weights = &weights.exact();
         let projection = if weights.contains("text_projection.weight") {
             let at = weights.at("text_projection");
             Some(Linear::load(&at, config.hidden_size, config.projection_dim, Bias::No)?)

@@ -163,6 +163,8 @@ impl T5Encoder {
         if weights.dtype() == DType::F16 {
             return Err(refuse("T5 overflows in f16; load it as bf16 or f32"));
         }
+        // As with CLIP: few products, and roundings grow.
+        let weights = &weights.exact();
         let table = weights.at(token_table(weights).trim_end_matches(".weight"));
         let encoder = weights.at("encoder");
         let bias_name = "block.0.layer.0.SelfAttention.relative_attention_bias.weight";

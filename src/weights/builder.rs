@@ -30,6 +30,7 @@ pub struct Weights {
     device: Device,
     dtype: DType,
     layers: Rc<LayerTable>,
+    exact: bool,
     /// Kept from blocks to blocks, so that their memory is asked for once.
     bytes: Rc<RefCell<Vec<u8>>>,
 }
@@ -44,6 +45,7 @@ impl Weights {
             device,
             dtype,
             layers: Rc::default(),
+            exact: false,
             bytes: Rc::default(),
         }
     }
@@ -59,6 +61,15 @@ impl Weights {
     #[must_use]
     pub fn with_dtype(&self, dtype: DType) -> Self {
         Self { dtype, ..self.clone() }
+    }
+
+    /// The same weights for a model whose `f32` products are to be made in `f32`, even where others are faster.
+    #[must_use]
+    pub fn exact(&self) -> Self {
+        Self {
+            exact: true,
+            ..self.clone()
+        }
     }
 
     /// The full name of `name` below this prefix.
@@ -185,6 +196,10 @@ impl Weights {
     ) -> Result<WeightSlot, WeightsError> {
         let _memory = WeightMemory::begin();
         let full = self.expected(&name, found)?;
+        let layout = match layout {
+            SlotLayout::AsStored if self.exact => SlotLayout::Exact,
+            layout => layout,
+        };
         if let Some(located) = self.source.locate(&full, None)?.filter(Located::is_plain) {
             let row = shape.get(1..).unwrap_or(&[]).iter().product::<usize>();
             let fetch = |rows: Range<usize>, into: ViewMut<'_>| {

@@ -25,6 +25,8 @@ pub enum Weight {
 pub enum SlotLayout {
     /// As in the file: `(out, in)` of a linear layer.
     AsStored,
+    /// As in the file: `(out, in)` of a linear layer whose `f32` products are made in `f32`, even where others are faster.
+    Exact,
     /// As in the file: `(out, in)` of a linear layer whose second half gates the first.
     Gated,
     /// `(out, kh, kw, in)`, turned from the file's `(out, in, kh, kw)`: what a convolution over NHWC reads in order.
@@ -36,6 +38,7 @@ impl SlotLayout {
     pub(super) fn packing(self) -> Packing {
         match self {
             Self::AsStored => Packing::Linear,
+            Self::Exact => Packing::Exact,
             Self::Gated => Packing::Gated,
             Self::ConvNhwc => Packing::Conv,
         }
@@ -51,14 +54,14 @@ impl SlotLayout {
 
     fn turn(self, stored: &Tensor) -> Result<Tensor> {
         match self {
-            Self::AsStored | Self::Gated => stored.contiguous(),
+            Self::AsStored | Self::Exact | Self::Gated => stored.contiguous(),
             Self::ConvNhwc => stored.permute((0, 2, 3, 1))?.contiguous(),
         }
     }
 
     fn turn_back(self, held: &Tensor) -> Result<Tensor> {
         match self {
-            Self::AsStored | Self::Gated => Ok(held.clone()),
+            Self::AsStored | Self::Exact | Self::Gated => Ok(held.clone()),
             Self::ConvNhwc => held.permute((0, 3, 1, 2))?.contiguous(),
         }
     }

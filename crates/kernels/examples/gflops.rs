@@ -36,7 +36,11 @@ fn measure(name: &str, flop: f64, mut run: impl FnMut()) {
 }
 
 fn products<T: Element>(kind: WeightType) {
-    let name = if size_of::<T>() == 2 { "bf16" } else { "f32" };
+    let name = match kind {
+        WeightType::F32 => "f32",
+        WeightType::Split => "split",
+        WeightType::Bf16 => "bf16",
+    };
     for (m, n, k) in [
         (1024, 1024, 512),
         (8192, 320, 320),
@@ -197,6 +201,7 @@ fn passes<T: Element>() {
 fn main() {
     println!("{:?}, {} threads", isa(), threads());
     products::<f32>(WeightType::F32);
+    products::<f32>(WeightType::Split);
     products::<bf16>(WeightType::Bf16);
     quantised();
     passes::<f32>();

@@ -244,4 +244,116 @@ impl Tiles {
             }
         }
     }
+
+    /// Adds A B to the sums where both are [split](crate::gemm) in two bf16: the low parts of A lie `a_low` bytes behind the high
+    /// ones, those of B 2 KiB behind theirs, in steps of 4 KiB. 512 bytes a step are prefetched.
+    ///
+    /// # Safety
+    /// As [`Tiles::add`], for the low parts too.
+    #[inline(always)]
+    pub(crate) unsafe fn add_split(&self, form: Form, p: Block, a_low: usize) {
+        let (low, low_lower) = (p.a.wrapping_byte_add(a_low), p.a_lower.wrapping_byte_add(a_low));
+        // SAFETY: the caller's promise.
+        unsafe {
+            match form {
+                Form::Full => asm!(
+                    "2:",
+                    "tileloadd tmm6, [{b} + {bs}*1]",
+                    "tileloadd tmm4, [{l} + {as_}*1]",
+                    "prefetcht1 [{next}]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm5, [{l2} + {as_}*1]",
+                    "prefetcht1 [{next} + 64]",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tileloadd tmm7, [{b} + {bs}*1 + 64]",
+                    "prefetcht1 [{next} + 128]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tileloadd tmm4, [{a} + {as_}*1]",
+                    "prefetcht1 [{next} + 192]",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    "tileloadd tmm5, [{a2} + {as_}*1]",
+                    "prefetcht1 [{next} + 256]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tileloadd tmm6, [{b} + {bs}*1 + 2048]",
+                    "prefetcht1 [{next} + 320]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    "tileloadd tmm7, [{b} + {bs}*1 + 2112]",
+                    "prefetcht1 [{next} + 384]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "prefetcht1 [{next} + 448]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    "add {a}, {ak}",
+                    "add {a2}, {ak}",
+                    "add {l}, {ak}",
+                    "add {l2}, {ak}",
+                    "add {b}, 4096",
+                    "add {next}, 512",
+                    "dec {n}",
+                    "jnz 2b",
+                    next = inout(reg) p.next => _,
+                    a = inout(reg) p.a => _, a2 = inout(reg) p.a_lower => _, as_ = in(reg) p.a_row, ak = in(reg) p.a_step,
+                    l = inout(reg) low => _, l2 = inout(reg) low_lower => _,
+                    b = inout(reg) p.b => _, bs = in(reg) p.b_row,
+                    n = inout(reg) p.steps => _,
+                    options(nostack, readonly),
+                ),
+                Form::Upper => asm!(
+                    "2:",
+                    "tileloadd tmm4, [{l} + {as_}*1]",
+                    "tileloadd tmm6, [{b} + {bs}*1]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm7, [{b} + {bs}*1 + 64]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tileloadd tmm5, [{a} + {as_}*1]",
+                    "tdpbf16ps tmm0, tmm5, tmm6",
+                    "tileloadd tmm6, [{b} + {bs}*1 + 2048]",
+                    "tdpbf16ps tmm1, tmm5, tmm7",
+                    "tileloadd tmm7, [{b} + {bs}*1 + 2112]",
+                    "tdpbf16ps tmm0, tmm5, tmm6",
+                    "tdpbf16ps tmm1, tmm5, tmm7",
+                    "add {a}, {ak}",
+                    "add {l}, {ak}",
+                    "add {b}, 4096",
+                    "dec {n}",
+                    "jnz 2b",
+                    a = inout(reg) p.a => _, as_ = in(reg) p.a_row, ak = in(reg) p.a_step,
+                    l = inout(reg) low => _,
+                    b = inout(reg) p.b => _, bs = in(reg) p.b_row,
+                    n = inout(reg) p.steps => _,
+                    options(nostack, readonly),
+                ),
+                Form::Left => asm!(
+                    "2:",
+                    "tileloadd tmm6, [{b} + {bs}*1]",
+                    "tileloadd tmm4, [{l} + {as_}*1]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm5, [{l2} + {as_}*1]",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tileloadd tmm4, [{a} + {as_}*1]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm5, [{a2} + {as_}*1]",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tileloadd tmm7, [{b} + {bs}*1 + 2048]",
+                    "tdpbf16ps tmm0, tmm4, tmm7",
+                    "tdpbf16ps tmm2, tmm5, tmm7",
+                    "add {a}, {ak}",
+                    "add {a2}, {ak}",
+                    "add {l}, {ak}",
+                    "add {l2}, {ak}",
+                    "add {b}, 4096",
+                    "dec {n}",
+                    "jnz 2b",
+                    a = inout(reg) p.a => _, a2 = inout(reg) p.a_lower => _, as_ = in(reg) p.a_row, ak = in(reg) p.a_step,
+                    l = inout(reg) low => _, l2 = inout(reg) low_lower => _,
+                    b = inout(reg) p.b => _, bs = in(reg) p.b_row,
+                    n = inout(reg) p.steps => _,
+                    options(nostack, readonly),
+                ),
+            }
+        }
+    }
 }

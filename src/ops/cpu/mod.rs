@@ -98,6 +98,8 @@ fn kernel_activation(activation: Activation) -> Option<sd_kernels::Activation> {
 pub enum Packing {
     /// `(out, in)`.
     Linear,
+    /// `(out, in)`, whose f32 products are made in f32 ([`WeightType::F32`]) where others would be as [`WeightType::Split`].
+    Exact,
     /// `(out, in)` whose second half gates the first.
     Gated,
     /// `(out, in, kh, kw)`.
@@ -116,12 +118,13 @@ fn pack_as<T: Float>(weight: &Tensor, packing: Packing) -> Result<Arc<PackedWeig
     let weight = weight.contiguous()?;
     let (storage, layout) = weight.storage_and_layout();
     let numbers = slice::<T>(&storage, layout)?;
-    let (source, to) = match T::view(numbers) {
-        sd_kernels::View::F32(numbers) => (WeightSource::F32(numbers), WeightType::F32),
-        sd_kernels::View::Bf16(numbers) => (WeightSource::Bf16(numbers), WeightType::Bf16),
+    let source = match T::view(numbers) {
+        sd_kernels::View::F32(numbers) => WeightSource::F32(numbers),
+        sd_kernels::View::Bf16(numbers) => WeightSource::Bf16(numbers),
     };
+    let to = packing.weight_type(T::DTYPE);
     let packed = match packing {
-        Packing::Linear => PackedWeights::pack(source, weight.dims2()?, to, Columns::Plain),
+        Packing::Linear | Packing::Exact => PackedWeights::pack(source, weight.dims2()?, to, Columns::Plain),
         Packing::Gated => PackedWeights::pack(source, weight.dims2()?, to, Columns::Gated),
         Packing::Conv => {
             let (out_channels, in_channels, height, width) = weight.dims4()?;
@@ -136,6 +139,14 @@ fn pack_as<T: Float>(weight: &Tensor, packing: Packing) -> Result<Arc<PackedWeig
 }
 
 impl Packing {
+    fn weight_type(self, dtype: DType) -> WeightType {
+        match (dtype, self) {
+            (DType::F32, Packing::Exact) => WeightType::F32,
+            (DType::F32, _) => WeightType::Split,
+            _ => WeightType::Bf16,
+        }
+    }
+
     /// As [`pack`] for a weight of this shape on a device and of a type, whose rows `fetch` brings on any thread.
     ///
     /// # Errors
@@ -149,13 +160,9 @@ impl Packing {
         if !takes(device, dtype) {
             return Ok(None);
         }
-        let to = if dtype == DType::F32 {
-            WeightType::F32
-        } else {
-            WeightType::Bf16
-        };
+        let to = self.weight_type(dtype);
         let (columns, taps) = match self {
-            Packing::Linear => (Columns::Plain, 1),
+            Packing::Linear | Packing::Exact => (Columns::Plain, 1),
             Packing::Gated => (Columns::Gated, 1),
             Packing::Conv => (Columns::Plain, shape.iter().skip(2).product()),
         };
@@ -171,7 +178,7 @@ impl Packing {
 /// The shape does not fit.
 pub fn unpack(packed: &PackedWeights, shape: &[usize]) -> Result<Tensor> {
     match packed.weight_type() {
-        WeightType::F32 => Tensor::from_vec(packed.unpack::<f32>(), shape, &Device::Cpu),
+        WeightType::F32 | WeightType::Split => Tensor::from_vec(packed.unpack::<f32>(), shape, &Device::Cpu),
         WeightType::Bf16 => Tensor::from_vec(packed.unpack::<half::bf16>(), shape, &Device::Cpu),
     }
 }

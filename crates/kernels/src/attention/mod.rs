@@ -2,8 +2,8 @@
 //! matrix in memory.
 //!
 //! Keys and values of each head are packed once per call. A task is a few queries of one head; for each block of keys it makes
-//! the scores, turns them into weights relative to the largest so far, and adds the weighted values. bf16 without a mask goes
-//! through AMX tiles where they are; everything else is summed in f32.
+//! the scores, turns them into weights relative to the largest so far, and adds the weighted values. What has no mask goes
+//! through AMX tiles where they are (f32 as two bf16 for each number); everything else is summed in f32.
 
 mod lanes;
 #[cfg(target_arch = "x86_64")]
@@ -114,6 +114,12 @@ fn run(
     match (q, k, v, out) {
         #[cfg(target_arch = "x86_64")]
         (View::Bf16(q), View::Bf16(k), View::Bf16(v), ViewMut::Bf16(out))
+            if matches!(mask, AttentionMask::None) && crate::isa::isa() == crate::isa::Isa::Amx =>
+        {
+            tiles::attention((q, k, v), shape, scale, out);
+        }
+        #[cfg(target_arch = "x86_64")]
+        (View::F32(q), View::F32(k), View::F32(v), ViewMut::F32(out))
             if matches!(mask, AttentionMask::None) && crate::isa::isa() == crate::isa::Isa::Amx =>
         {
             tiles::attention((q, k, v), shape, scale, out);

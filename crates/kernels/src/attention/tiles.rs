@@ -1,4 +1,5 @@
-//! Attention in bf16 through AMX tiles, with AVX-512 for the softmax.
+//! Attention through AMX tiles, with AVX-512 for the softmax. f32 queries, keys, values and weights are split into two bf16 each
+//! (see [`crate::gemm`]), of which the products are made as three.
 
 use std::arch::x86_64::*;
 
@@ -8,9 +9,12 @@ use super::AttentionShape;
 use crate::amx::{Block, Form, Sums, TILE, Tiles};
 use crate::buffer::{Scratch, carve, carved_bytes};
 use crate::pool::{SharedMut, parallel_chunks, parallel_for};
+use crate::simd::Element;
 
 /// Columns of a packed panel.
 const PANEL: usize = 32;
+/// Numbers of 32 rows of a panel.
+const STEP_LEN: usize = 32 * PANEL;
 /// Queries of a product.
 const ROWS: usize = 32;
 /// Keys of a block; the order of the sums depends on it, so it is fixed.
@@ -46,15 +50,29 @@ impl Sizes {
     }
 }
 
-pub(super) fn attention((q, k, v): (&[bf16], &[bf16], &[bf16]), shape: &AttentionShape, scale: f32, out: &mut [bf16]) {
+/// bf16 that stand for a number.
+const fn parts<T: Element>() -> usize {
+    if T::IS_BF16 { 1 } else { 2 }
+}
+
+/// A number to the nearest bf16, and what is missing.
+#[inline(always)]
+fn halves<T: Element>(x: T) -> [bf16; 2] {
+    let x = x.to_f32();
+    let high = <bf16 as Element>::from_f32(x);
+    [high, Element::from_f32(x - high.to_f32())]
+}
+
+pub(super) fn attention<T: Element>((q, k, v): (&[T], &[T], &[T]), shape: &AttentionShape, scale: f32, out: &mut [T]) {
     let sizes = Sizes::of(shape);
     let heads = shape.batch * shape.heads;
-    let (len_k, len_v) = (heads * sizes.per_head_k(), heads * sizes.per_head_v());
+    let (head_k, head_v) = (parts::<T>() * sizes.per_head_k(), parts::<T>() * sizes.per_head_v());
+    let (len_k, len_v) = (heads * head_k, heads * head_v);
     let mut scratch = Scratch::new(carved_bytes::<bf16>(len_k) + carved_bytes::<bf16>(len_v));
     let (packed_k, rest) = carve::<bf16>(scratch.area(), len_k);
     let (packed_v, _) = carve::<bf16>(rest, len_v);
     // One piece per panel of 32 keys, so that a single head is packed by all threads too.
-    let panel_k = PANEL * sizes.steps * 32;
+    let panel_k = parts::<T>() * PANEL * sizes.steps * 32;
     let panels = sizes.keys / PANEL;
     parallel_chunks(packed_k, panel_k * panels.div_ceil(4), |piece, to| {
         let first = piece * panels.div_ceil(4);
@@ -63,7 +81,7 @@ pub(super) fn attention((q, k, v): (&[bf16], &[bf16], &[bf16]), shape: &Attentio
             pack_keys(k, shape, (index / panels, index % panels), to);
         }
     });
-    let panel_v = PANEL * sizes.keys;
+    let panel_v = parts::<T>() * PANEL * sizes.keys;
     let panels = sizes.columns.div_ceil(PANEL);
     parallel_chunks(packed_v, panel_v, |index, to| {
         pack_values(v, shape, (index / panels, index % panels), to);
@@ -75,8 +93,8 @@ pub(super) fn attention((q, k, v): (&[bf16], &[bf16], &[bf16]), shape: &Attentio
         let (head, block) = (task / blocks, task % blocks);
         let task = Task {
             q,
-            k: &packed_k[head * sizes.per_head_k()..][..sizes.per_head_k()],
-            v: &packed_v[head * sizes.per_head_v()..][..sizes.per_head_v()],
+            k: &packed_k[head * head_k..][..head_k],
+            v: &packed_v[head * head_v..][..head_v],
             shape,
             sizes,
             scale: scale * std::f32::consts::LOG2_E,
@@ -89,78 +107,83 @@ pub(super) fn attention((q, k, v): (&[bf16], &[bf16], &[bf16]), shape: &Attentio
     });
 }
 
-/// One panel of 32 keys: pairs of neighbouring numbers of a key, `[width / 2][32][2]`.
-fn pack_keys(k: &[bf16], shape: &AttentionShape, (head, panel): (usize, usize), to: &mut [bf16]) {
+/// One panel of 32 keys: pairs of neighbouring numbers of a key, in steps of 32 numbers `[16][32][2]`; split, the low parts of a
+/// step follow its high ones.
+fn pack_keys<T: Element>(k: &[T], shape: &AttentionShape, (head, panel): (usize, usize), to: &mut [bf16]) {
     let (image, head) = (head / shape.heads, head % shape.heads);
-    let pairs = to.as_chunks_mut::<2>().0;
-    for lane in 0..PANEL {
-        let key = panel * PANEL + lane;
-        let from = if key < shape.keys {
-            &k[((image * shape.keys + key) * shape.heads + head) * shape.width..][..shape.width]
-        } else {
-            &[]
-        };
-        let (whole, odd) = from.as_chunks::<2>();
-        let filled = whole.len();
-        for (i, pair) in whole.iter().enumerate() {
-            pairs[i * PANEL + lane] = *pair;
-        }
-        for i in filled..pairs.len() / PANEL {
-            let first = if i == filled { odd.first().copied() } else { None };
-            pairs[i * PANEL + lane] = [first.unwrap_or_default(), bf16::ZERO];
+    for (step, to) in to.chunks_exact_mut(parts::<T>() * STEP_LEN).enumerate() {
+        let (high, low) = to.split_at_mut(STEP_LEN);
+        for lane in 0..PANEL {
+            let key = panel * PANEL + lane;
+            let first = ((image * shape.keys + key) * shape.heads + head) * shape.width + step * 32;
+            let held = if key < shape.keys {
+                (shape.width - step * 32).min(32)
+            } else {
+                0
+            };
+            let mut numbers = [T::default(); 32];
+            numbers[..held].copy_from_slice(&k[first.min(k.len())..][..held]);
+            for (pair, [even, odd]) in numbers.as_chunks::<2>().0.iter().enumerate() {
+                put_pair((high, low), pair * PANEL + lane, (*even, *odd));
+            }
         }
     }
 }
 
-/// One panel of 32 columns of the values: pairs of neighbouring keys, `[keys / 2][32][2]`.
-fn pack_values(v: &[bf16], shape: &AttentionShape, (head, panel): (usize, usize), to: &mut [bf16]) {
+/// Stores a pair of numbers at pair `at`.
+#[inline(always)]
+fn put_pair<T: Element>((high, low): (&mut [bf16], &mut [bf16]), at: usize, (even, odd): (T, T)) {
+    let ([even, even_low], [odd, odd_low]) = (halves(even), halves(odd));
+    high.as_chunks_mut::<2>().0[at] = [even, odd];
+    if !T::IS_BF16 {
+        low.as_chunks_mut::<2>().0[at] = [even_low, odd_low];
+    }
+}
+
+/// One panel of 32 columns of the values: pairs of neighbouring keys, in steps of 32 keys as [`pack_keys`].
+fn pack_values<T: Element>(v: &[T], shape: &AttentionShape, (head, panel): (usize, usize), to: &mut [bf16]) {
     let (image, head) = (head / shape.heads, head % shape.heads);
     let first = panel * PANEL;
     let width = PANEL.min(shape.width - first);
     let row = |key: usize| {
-        let start = ((image * shape.keys + key) * shape.heads + head) * shape.width + first;
+        let mut numbers = [T::default(); PANEL];
         if key < shape.keys {
-            &v[start..start + width]
-        } else {
-            &[][..]
+            let start = ((image * shape.keys + key) * shape.heads + head) * shape.width + first;
+            numbers[..width].copy_from_slice(&v[start..start + width]);
         }
+        numbers
     };
-    for (pair, to) in to.chunks_exact_mut(2 * PANEL).enumerate() {
-        let (upper, lower) = (row(2 * pair), row(2 * pair + 1));
-        let to = to.as_chunks_mut::<2>().0;
-        if upper.len() == PANEL && lower.len() == PANEL {
-            for ((to, a), b) in to.iter_mut().zip(upper).zip(lower) {
-                *to = [*a, *b];
-            }
-        } else {
-            for (lane, to) in to.iter_mut().enumerate() {
-                let at = |row: &[bf16]| row.get(lane).copied().unwrap_or_default();
-                *to = [at(upper), at(lower)];
+    for (step, to) in to.chunks_exact_mut(parts::<T>() * STEP_LEN).enumerate() {
+        let (high, low) = to.split_at_mut(STEP_LEN);
+        for pair in 0..16 {
+            let (upper, lower) = (row(step * 32 + 2 * pair), row(step * 32 + 2 * pair + 1));
+            for (lane, (upper, lower)) in upper.into_iter().zip(lower).enumerate() {
+                put_pair((high, low), pair * PANEL + lane, (upper, lower));
             }
         }
     }
 }
 
-struct Task<'a> {
-    q: &'a [bf16],
+struct Task<'a, T> {
+    q: &'a [T],
     k: &'a [bf16],
     v: &'a [bf16],
     shape: &'a AttentionShape,
     sizes: Sizes,
     /// Times log2 e: weights are powers of two.
     scale: f32,
-    out: &'a SharedMut<'a, bf16>,
+    out: &'a SharedMut<'a, T>,
     head: (usize, usize),
     first: usize,
 }
 
 /// What a task keeps of its queries.
 struct State<'a> {
-    /// Tiles of Q: `[16 queries][steps][16][32]`.
+    /// Tiles of Q: `[16 queries][steps][16][32]`; split, the low parts behind all the high ones.
     q: &'a mut [bf16],
     /// `[KEYS / 32][32 queries][32]`.
     scores: &'a mut [f32],
-    /// Tiles of weights: `[2][KEYS / 32][16][32]`.
+    /// Tiles of weights: `[2][KEYS / 32][16][32]`, split as `q`.
     weights: &'a mut [bf16],
     /// Weighted values, `columns` a row.
     sums: &'a mut [f32],
@@ -168,7 +191,7 @@ struct State<'a> {
     total: &'a mut [f32],
 }
 
-impl Task<'_> {
+impl<T: Element> Task<'_, T> {
     /// # Safety
     /// The level must be AMX.
     #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
@@ -182,15 +205,15 @@ impl Task<'_> {
         let rows = queries.min(self.shape.queries - self.first);
         let row_blocks = rows.div_ceil(ROWS);
         let mut scratch = Scratch::new(
-            carved_bytes::<bf16>(queries * steps * 32)
+            carved_bytes::<bf16>(parts::<T>() * queries * steps * 32)
                 + carved_bytes::<f32>(ROWS * KEYS)
-                + carved_bytes::<bf16>(ROWS * KEYS)
+                + carved_bytes::<bf16>(parts::<T>() * ROWS * KEYS)
                 + carved_bytes::<f32>(queries * columns)
                 + 2 * carved_bytes::<f32>(queries),
         );
-        let (q, rest) = carve(scratch.area(), queries * steps * 32);
+        let (q, rest) = carve(scratch.area(), parts::<T>() * queries * steps * 32);
         let (scores, rest) = carve(rest, ROWS * KEYS);
-        let (weights, rest) = carve(rest, ROWS * KEYS);
+        let (weights, rest) = carve(rest, parts::<T>() * ROWS * KEYS);
         let (sums, rest) = carve(rest, queries * columns);
         let (largest, rest) = carve(rest, queries);
         let (total, _) = carve(rest, queries);
@@ -230,6 +253,7 @@ impl Task<'_> {
 
     fn load_queries(&self, state: &mut State<'_>, rows: usize, padded: usize) {
         let steps = self.sizes.steps;
+        let (high, low) = state.q.split_at_mut(self.sizes.queries * steps * 32);
         for row in 0..padded {
             let from = if row < rows {
                 &self.q[self.at(row)..][..self.shape.width]
@@ -237,10 +261,17 @@ impl Task<'_> {
                 &[]
             };
             for step in 0..steps {
-                let to = &mut state.q[(row / 16 * steps + step) * TILE + row % 16 * 32..][..32];
+                let at = (row / 16 * steps + step) * TILE + row % 16 * 32;
                 let part = from.get(step * 32..from.len().min(step * 32 + 32)).unwrap_or_default();
-                to[..part.len()].copy_from_slice(part);
-                to[part.len()..].fill(bf16::ZERO);
+                let mut numbers = [T::default(); 32];
+                numbers[..part.len()].copy_from_slice(part);
+                for (i, x) in numbers.into_iter().enumerate() {
+                    let [x, rest] = halves(x);
+                    high[at + i] = x;
+                    if !T::IS_BF16 {
+                        low[at + i] = rest;
+                    }
+                }
             }
         }
     }
@@ -251,16 +282,17 @@ impl Task<'_> {
         let steps = self.sizes.steps;
         for panel in (0..keys).step_by(PANEL) {
             let upper = state.q[2 * block * steps * TILE..].as_ptr();
+            let k = self.k[parts::<T>() * (key + panel) * steps * 32..].as_ptr();
             let product = Block {
                 a: upper,
                 a_lower: upper.wrapping_add(steps * TILE),
                 a_row: 64,
                 a_step: TILE * 2,
-                b: self.k[(key + panel) * steps * 32..].as_ptr(),
+                b: k,
                 b_row: 128,
                 b_step: 16 * 128,
                 steps,
-                next: self.k[(key + panel) * steps * 32..].as_ptr(),
+                next: k,
             };
             let scores = Sums {
                 at: state.scores[panel * ROWS..].as_mut_ptr(),
@@ -269,7 +301,7 @@ impl Task<'_> {
             tiles.zero();
             // SAFETY: two tiles of queries, the panel and 32 rows of scores exist.
             unsafe {
-                tiles.add(Form::Full, product);
+                add::<T>(tiles, Form::Full, product, self.sizes.queries * steps * 64);
                 tiles.store(Form::Full, scores);
             }
         }
@@ -308,19 +340,24 @@ impl Task<'_> {
                 let to = state.weights[row / 16 * (KEYS / 32) * TILE + row % 16 * 32..].as_mut_ptr();
                 for panel in 0..panels {
                     let (left, right) = at(panel);
-                    let left = exp2(_mm512_fmadd_ps(left, scale, lift));
-                    let right = exp2(_mm512_fmadd_ps(right, scale, lift));
+                    let left = exp2::<T>(_mm512_fmadd_ps(left, scale, lift));
+                    let right = exp2::<T>(_mm512_fmadd_ps(right, scale, lift));
                     sums = [_mm512_add_ps(sums[0], left), _mm512_add_ps(sums[1], right)];
-                    let both = _mm512_cvtne2ps_pbh(right, left);
-                    _mm512_store_si512(
-                        to.add(panel * TILE).cast(),
-                        std::mem::transmute::<__m512bh, __m512i>(both),
-                    );
+                    let to = to.add(panel * TILE);
+                    let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(right, left));
+                    _mm512_store_si512(to.cast(), both);
+                    if !T::IS_BF16 {
+                        let wide = |half| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)));
+                        let left = _mm512_sub_ps(left, wide(_mm512_castsi512_si256(both)));
+                        let right = _mm512_sub_ps(right, wide(_mm512_extracti64x4_epi64::<1>(both)));
+                        let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(right, left));
+                        _mm512_store_si512(to.add(ROWS * KEYS).cast(), both);
+                    }
                 }
                 let sum = _mm512_reduce_add_ps(_mm512_add_ps(sums[0], sums[1]));
                 if top > before {
                     state.largest[state_row] = top;
-                    let shrink = exp2(_mm512_set1_ps((before - top) * self.scale));
+                    let shrink = exp2::<T>(_mm512_set1_ps((before - top) * self.scale));
                     state.total[state_row] *= _mm512_cvtss_f32(shrink);
                     for x in state.sums[state_row * columns..][..columns].as_chunks_mut::<16>().0 {
                         _mm512_storeu_ps(x.as_mut_ptr(), _mm512_mul_ps(_mm512_loadu_ps(x.as_ptr()), shrink));
@@ -341,7 +378,7 @@ impl Task<'_> {
                 a_lower: weights.wrapping_add(KEYS / 32 * TILE),
                 a_row: 64,
                 a_step: TILE * 2,
-                b: self.v[column * self.sizes.keys + key * PANEL..].as_ptr(),
+                b: self.v[parts::<T>() * (column * self.sizes.keys + key * PANEL)..].as_ptr(),
                 b_row: 128,
                 b_step: 16 * 128,
                 steps: keys / 32,
@@ -359,7 +396,7 @@ impl Task<'_> {
             // SAFETY: the weights of 32 queries, the values of these keys and 32 rows of sums exist.
             unsafe {
                 tiles.load(form, sums);
-                tiles.add(form, product);
+                add::<T>(tiles, form, product, ROWS * KEYS * 2);
                 tiles.store(form, sums);
             }
         }
@@ -374,16 +411,48 @@ impl Task<'_> {
             let out = unsafe { self.out.piece(at, at + self.shape.width) };
             let scale = 1.0 / state.total[row];
             for (to, from) in out.iter_mut().zip(&state.sums[row * columns..]) {
-                *to = bf16::from_bits(crate::simd::round_bf16(from * scale));
+                *to = T::from_f32(from * scale);
             }
         }
     }
 }
 
-/// 2^x for x <= 0, relative error about 1e-4, far less than the rounding to bf16.
+/// Adds a product to the sums; split, the low parts of A lie `a_low` bytes behind the high ones.
+///
+/// # Safety
+/// As [`Tiles::add`] and [`Tiles::add_split`].
+#[inline(always)]
+unsafe fn add<T: Element>(tiles: &Tiles, form: Form, product: Block, a_low: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if T::IS_BF16 {
+            tiles.add(form, product);
+        } else {
+            tiles.add_split(form, product, a_low);
+        }
+    }
+}
+
+/// 2^x for x <= 0. For bf16, relative error about 1e-4, far less than their rounding; for f32 about 1e-7 (Cephes' exp2f).
 #[inline]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-fn exp2(x: __m512) -> __m512 {
+fn exp2<T: Element>(x: __m512) -> __m512 {
+    if !T::IS_BF16 {
+        let n = _mm512_roundscale_ps::<0>(x);
+        let f = _mm512_sub_ps(x, n);
+        let terms = [
+            1.339_887_4e-3,
+            9.618_437e-3,
+            5.550_332_5e-2,
+            2.402_264_8e-1,
+            6.931_472e-1,
+            1.0,
+        ];
+        let p = terms.into_iter().fold(_mm512_set1_ps(1.535_336_2e-4), |p, term| {
+            _mm512_fmadd_ps(p, f, _mm512_set1_ps(term))
+        });
+        return _mm512_scalef_ps(p, n);
+    }
     // x less its floor; the scaling takes the floor itself.
     let f = _mm512_reduce_ps::<1>(x);
     let p = _mm512_fmadd_ps(f, _mm512_set1_ps(0.07802411), _mm512_set1_ps(0.22606791));

@@ -38,7 +38,7 @@ enum Method {
 #[cfg(target_arch = "x86_64")]
 fn method(weights: &PackedWeights) -> Method {
     match (&weights.data, isa()) {
-        (Data::Bf16(_), Isa::Amx) => Method::Tiles,
+        (Data::Bf16(_), Isa::Amx) | (Data::Split(_), _) => Method::Tiles,
         (Data::Bf16(_), Isa::Avx512Bf16) => Method::Dot,
         _ => Method::F32,
     }
@@ -82,7 +82,8 @@ impl Plan {
         let depth = inner.div_ceil(inner.div_ceil(most_depth)).next_multiple_of(32);
         let total_panels = weights.panels();
         let (most_rows, most_panels) = if depth > DEEP {
-            (most_rows.min(ROWS_BYTES / 2 / depth), usize::MAX)
+            let parts = if matches!(weights.data, Data::Split(_)) { 2 } else { 1 };
+            (most_rows.min(ROWS_BYTES / 2 / parts / depth), usize::MAX)
         } else if total_panels > 20 && depth < inner {
             (most_rows * 2 / 3, 40)
         } else {
@@ -312,11 +313,12 @@ impl Task<'_> {
         let load = |k0: usize, k1: usize| {
             depth.set((k1 - k0).next_multiple_of(2));
             let order = Order::Rows { lda };
-            dispatch(GatherBf16 {
+            dispatch(GatherBf16::<false> {
                 a: self.a,
                 rows: self.rows,
                 columns: (k0, k1),
                 out: packed,
+                low: &mut [],
                 order,
             });
         };
@@ -335,72 +337,91 @@ impl Task<'_> {
     fn run_tiles(&self) {
         use crate::amx::{Block, Form, Sums, TILE, Tiles};
         let unit = 32;
+        let split = matches!(self.weights.data, Data::Split(_));
         let rows = self.rows.1 - self.rows.0;
         let per_tile_row = self.plan.depth / 32 * TILE;
         let room = rows.div_ceil(16) * per_tile_row;
+        let parts = if split { 2 } else { 1 };
+        let padded = self.weights.inputs().next_multiple_of(32);
         let kept = self.kept(unit);
-        // SAFETY: the method was chosen because tiles are available.
-        let tiles = unsafe { Tiles::configure() };
-        let mut scratch = Scratch::new(carved_bytes::<f32>(kept) + carved_bytes::<bf16>(room));
+        let mut scratch = Scratch::new(carved_bytes::<f32>(kept) + carved_bytes::<bf16>(parts * room));
         let (kept, scratch) = carve::<f32>(scratch.area(), kept);
-        let (packed, _) = carve::<bf16>(scratch, room);
+        let (packed, _) = carve::<bf16>(scratch, parts * room);
+        // SAFETY: this method is chosen where tiles are available.
+        let tiles = unsafe { Tiles::configure() };
         let base = packed.as_ptr();
         let steps = std::cell::Cell::new(0);
         let load = |k0: usize, k1: usize| {
             steps.set((k1 - k0).div_ceil(32));
+            let (out, low) = packed.split_at_mut(room);
+            let (a, rows, columns) = (self.a, self.rows, (k0, k1));
             let order = Order::Tiles { per_tile_row };
-            dispatch(GatherBf16 {
-                a: self.a,
-                rows: self.rows,
-                columns: (k0, k1),
-                out: packed,
-                order,
-            });
+            if split {
+                dispatch(GatherBf16::<true> {
+                    a,
+                    rows,
+                    columns,
+                    out,
+                    low,
+                    order,
+                });
+            } else {
+                dispatch(GatherBf16::<false> {
+                    a,
+                    rows,
+                    columns,
+                    out,
+                    low,
+                    order,
+                });
+            }
         };
         self.walk(kept, unit, load, |step, row, count| {
-            if let PanelPtr::Pairs(b) = self.panel_ptr(step) {
-                let form = if count > 16 { Form::Full } else { Form::Upper };
-                let upper = base.wrapping_add(row / 16 * per_tile_row);
-                let product = Block {
-                    a: upper,
-                    a_lower: upper.wrapping_add(per_tile_row),
-                    a_row: 64,
-                    a_step: TILE * 2,
-                    b,
-                    b_row: 4 * PANEL,
-                    b_step: 64 * PANEL,
-                    steps: steps.get(),
-                    next: b.wrapping_add(
-                        self.weights.inputs().next_multiple_of(32) * PANEL + row / unit * steps.get() * 128,
-                    ),
+            let PanelPtr::Pairs(b) = self.panel_ptr(step) else {
+                return;
+            };
+            let form = if count > 16 { Form::Full } else { Form::Upper };
+            let upper = base.wrapping_add(row / 16 * per_tile_row);
+            let product = Block {
+                a: upper,
+                a_lower: upper.wrapping_add(per_tile_row),
+                a_row: 64,
+                a_step: TILE * 2,
+                b,
+                b_row: 4 * PANEL,
+                b_step: 64 * PANEL,
+                steps: steps.get(),
+                next: b.wrapping_add(parts * (padded * PANEL + row / unit * steps.get() * 128)),
+            };
+            // SAFETY: packed rows are readable up to a multiple of 16 (what lies beyond the last row is never stored),
+            // and the sums have room for a multiple of 32 rows.
+            unsafe {
+                let sums = Sums {
+                    at: step.sums,
+                    row: 4 * PANEL,
                 };
-                // SAFETY: packed rows are readable up to a multiple of 16 (what lies beyond the last row is never stored),
-                // and the sums have room for a multiple of 32 rows.
-                unsafe {
-                    let sums = Sums {
-                        at: step.sums,
-                        row: 4 * PANEL,
-                    };
-                    if step.first {
-                        tiles.zero();
-                    } else {
-                        tiles.load(form, sums);
-                    }
-                    tiles.add(form, product);
-                    tiles.store(form, sums);
+                if step.first {
+                    tiles.zero();
+                } else {
+                    tiles.load(form, sums);
                 }
+                if split {
+                    tiles.add_split(form, product, room * size_of::<bf16>());
+                } else {
+                    tiles.add(form, product);
+                }
+                tiles.store(form, sums);
             }
         });
         drop(tiles);
     }
 
     fn panel_ptr(&self, step: &Step) -> PanelPtr {
+        let at = (step.panel * self.weights.inputs().next_multiple_of(32) + step.k0) * PANEL;
         match &self.weights.data {
-            Data::F32(data) => PanelPtr::F32(data[(step.panel * self.weights.inputs() + step.k0) * PANEL..].as_ptr()),
-            Data::Bf16(data) => {
-                let padded = self.weights.inputs().next_multiple_of(32);
-                PanelPtr::Pairs(data[(step.panel * padded + step.k0) * PANEL..].as_ptr())
-            }
+            Data::F32(data) => PanelPtr::F32(data[at..].as_ptr()),
+            Data::Split(data) => PanelPtr::Pairs(data[at..].as_ptr().cast()),
+            Data::Bf16(data) => PanelPtr::Pairs(data[at..].as_ptr()),
         }
     }
 }

@@ -3,6 +3,10 @@
 use half::bf16;
 
 use super::rows::{Piece, Rows};
+#[cfg(target_arch = "x86_64")]
+use super::split::split;
+#[cfg(target_arch = "x86_64")]
+use crate::simd::inlined;
 use crate::simd::{Element, Kernel, LANES, Simd, View, load_some, store_some};
 
 /// Gathers rows as f32, `lda` apart; with `round`, to the nearest bf16. An odd depth gets a zero behind it.
@@ -77,17 +81,19 @@ impl Order {
 }
 
 #[cfg(target_arch = "x86_64")]
-/// Gathers rows as bf16. The depth is filled up with zeros to a multiple of 32.
-pub(super) struct GatherBf16<'a> {
+/// Gathers rows as bf16; with `SPLIT`, what that rounds away too. The depth is filled up with zeros to a multiple of 32.
+pub(super) struct GatherBf16<'a, const SPLIT: bool> {
     pub(super) a: &'a Rows<'a>,
     pub(super) rows: (usize, usize),
     pub(super) columns: (usize, usize),
     pub(super) out: &'a mut [bf16],
+    /// As long as `out` with `SPLIT`, else not used.
+    pub(super) low: &'a mut [bf16],
     pub(super) order: Order,
 }
 
 #[cfg(target_arch = "x86_64")]
-impl Kernel for GatherBf16<'_> {
+impl<const SPLIT: bool> Kernel for GatherBf16<'_, SPLIT> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
@@ -96,10 +102,20 @@ impl Kernel for GatherBf16<'_> {
             rows,
             columns: (k0, k1),
             out,
+            low,
             order,
         } = self;
         let depth = k1 - k0;
         let aligned = a.is_aligned() && k0.is_multiple_of(32);
+        let clear = inlined(
+            #[inline(always)]
+            |index: usize, count: usize, out: &mut [bf16], low: &mut [bf16]| {
+                out[index..][..count].fill(bf16::ZERO);
+                if SPLIT {
+                    low[index..][..count].fill(bf16::ZERO);
+                }
+            },
+        );
         a.gather(
             rows,
             (k0, k1),
@@ -108,8 +124,10 @@ impl Kernel for GatherBf16<'_> {
                 Piece::Values(start, length) if aligned => {
                     for at in (0..length).step_by(32) {
                         let part = (length - at).min(32);
-                        let to = &mut out[order.index(row, k + at)..][..part];
+                        let index = order.index(row, k + at);
+                        let to = &mut out[index..][..part];
                         match a.x {
+                            View::F32(x) if SPLIT => split(s, &x[start + at..][..part], to, &mut low[index..][..part]),
                             View::F32(x) => copy(s, &x[start + at..][..part], to),
                             View::Bf16(x) => match (to.first_chunk_mut::<32>(), x[start + at..].first_chunk::<32>()) {
                                 // A copy of known length is two moves, not a call.
@@ -117,24 +135,33 @@ impl Kernel for GatherBf16<'_> {
                                 _ => to.copy_from_slice(&x[start + at..][..part]),
                             },
                         }
+                        if SPLIT && matches!(a.x, View::Bf16(_)) {
+                            low[index..][..part].fill(bf16::ZERO);
+                        }
                     }
                 }
                 Piece::Values(start, length) => {
                     for i in 0..length {
-                        out[order.index(row, k + i)] = match a.x {
-                            View::F32(x) => Element::from_f32(x[start + i]),
-                            View::Bf16(x) => x[start + i],
+                        let x = match a.x {
+                            View::F32(x) => x[start + i],
+                            View::Bf16(x) => x[start + i].to_f32(),
                         };
+                        let rounded = <bf16 as Element>::from_f32(x);
+                        let index = order.index(row, k + i);
+                        out[index] = rounded;
+                        if SPLIT {
+                            low[index] = Element::from_f32(x - rounded.to_f32());
+                        }
                     }
                 }
                 Piece::Zeros(count) if aligned => {
                     for at in (0..count).step_by(32) {
-                        out[order.index(row, k + at)..][..(count - at).min(32)].fill(bf16::ZERO);
+                        clear(order.index(row, k + at), (count - at).min(32), out, low);
                     }
                 }
                 Piece::Zeros(count) => {
                     for k in k..k + count {
-                        out[order.index(row, k)] = bf16::ZERO;
+                        clear(order.index(row, k), 1, out, low);
                     }
                 }
             },
@@ -142,7 +169,7 @@ impl Kernel for GatherBf16<'_> {
         if !depth.is_multiple_of(32) {
             for row in 0..rows.1 - rows.0 {
                 let start = order.index(row, depth / 32 * 32);
-                out[start + depth % 32..start + 32].fill(bf16::ZERO);
+                clear(start + depth % 32, 32 - depth % 32, out, low);
             }
         }
     }

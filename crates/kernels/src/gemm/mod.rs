@@ -4,7 +4,8 @@
 //! columns. Activations are read where they lie or gathered block by block ([`rows::Rows`]), so a convolution is the same
 //! product without an im2col matrix. What follows the sum ([`Epilogue`]) is applied while the block is in cache.
 //!
-//! With bf16 weights the activations are rounded to bf16 and products summed in f32, at every instruction level.
+//! With bf16 weights the activations are rounded to bf16 and products summed in f32, at every instruction level. [Split](split)
+//! weights are f32 for machines whose tiles multiply bf16 alone.
 
 mod driver;
 mod epilogue;
@@ -13,6 +14,7 @@ pub(crate) mod micro;
 mod order;
 mod pack;
 pub(crate) mod rows;
+mod split;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
 

@@ -55,38 +55,36 @@ impl Order {
         })
     }
 
-    /// Numbers of a panel whose inputs lie in groups of `G`: one (f32) or two (bf16, padded).
-    fn panel_len<const G: usize>(&self) -> usize {
-        let depth = if G == 1 {
-            self.inputs
-        } else {
-            self.inputs.next_multiple_of(32)
-        };
-        depth * PANEL
+    /// Numbers of a panel, its inputs padded with zeros to a multiple of 32.
+    fn panel_len(&self) -> usize {
+        self.inputs.next_multiple_of(32) * PANEL
     }
 
-    /// Moves `source` into panels.
+    /// Moves `source` into panels, its inputs in groups of `G`: one (f32) or two (bf16). `settle` gets each panel when it is full.
     pub(super) fn pack<const G: usize, S: Copy + Sync, D: Plain>(
         self,
         source: &[S],
         convert: impl Fn(S) -> D + Sync,
+        settle: impl Fn(&mut [D]) + Sync,
     ) -> AlignedVec<D> {
-        let panel_len = self.panel_len::<G>();
+        let panel_len = self.panel_len();
         let mut data = AlignedVec::zeroed(panel_count(self.outputs, self.columns) * panel_len);
         parallel_chunks(&mut data, panel_len, |panel, out| {
             let rows = panel_rows(panel, self.outputs, self.columns)
                 .map(|row| row.map(|row| &source[row * self.inputs..(row + 1) * self.inputs]));
             self.fill::<G, S, D>(&rows, out, &convert);
+            settle(out);
         });
         data
     }
 
-    /// Fetches the rows of one panel after the other and moves them into their places.
+    /// Fetches the rows of one panel after the other and moves them into their places; `settle` as in [`Self::pack`].
     pub(super) fn pack_fetched<const G: usize, D: Plain + Element, E: Send>(
         self,
         fetch: &(impl Fn(Range<usize>, ViewMut<'_>) -> std::result::Result<(), E> + Sync),
+        settle: impl Fn(&mut [D]) + Sync,
     ) -> std::result::Result<AlignedVec<D>, E> {
-        let (inputs, panel_len) = (self.inputs, self.panel_len::<G>());
+        let (inputs, panel_len) = (self.inputs, self.panel_len());
         let failed = Mutex::new(None);
         let mut data = AlignedVec::zeroed(panel_count(self.outputs, self.columns) * panel_len);
         parallel_chunks(&mut data, panel_len, |panel, out| {
@@ -108,6 +106,7 @@ impl Order {
             let rows: [_; PANEL] =
                 std::array::from_fn(|lane| rows[lane].map(|_| &fetched[lane * inputs..(lane + 1) * inputs]));
             self.fill::<G, D, D>(&rows, out, &|x| x);
+            settle(out);
         });
         match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Some(error) => Err(error),

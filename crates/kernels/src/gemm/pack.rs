@@ -1,8 +1,8 @@
 //! Weights in the order in which the kernels read them.
 //!
-//! f32: panel after panel of 32 outputs, each `[k][32]`. bf16: `[k / 2][32][2]`, the inner dimension padded with zeros to a
-//! multiple of 32. One layout serves every instruction level: it is what AMX and the dot products want, and splits into two f32
-//! rows by a shift and a mask.
+//! f32: panel after panel of 32 outputs, each `[k][32]`. bf16: `[k / 2][32][2]`. The inner dimension is padded with zeros to a
+//! multiple of 32. One layout of bf16 serves every instruction level: it is what AMX and the dot products want, and splits into
+//! two f32 rows by a shift and a mask. Split f32 is in [`super::split`].
 
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -11,8 +11,10 @@ use half::{bf16, f16};
 
 use super::PANEL;
 use super::order::{Order, panel_count, panel_rows};
+use super::split::{self, split_panel};
 use crate::buffer::AlignedVec;
 use crate::error::{KernelError, Result, check_len, volume};
+use crate::isa::{Isa, isa};
 use crate::pool::parallel_chunks;
 use crate::simd::{Element, View, ViewMut};
 
@@ -52,7 +54,20 @@ impl<'a> WeightSource<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WeightType {
     F32,
+    /// f32 with 17 of 24 bits kept, as two bf16, where the machine multiplies those far faster (AMX); else [`Self::F32`].
+    /// Products are f32 sums of three bf16 products, below 2^-15 of each term off.
+    Split,
     Bf16,
+}
+
+impl WeightType {
+    /// What weights of this type are held as at the instruction level in use.
+    fn here(self) -> Self {
+        match self {
+            WeightType::Split if isa() < Isa::Amx => WeightType::F32,
+            kind => kind,
+        }
+    }
 }
 
 /// Order of the output columns.
@@ -68,6 +83,8 @@ pub enum Columns {
 #[derive(Debug, Clone)]
 pub(super) enum Data {
     F32(AlignedVec<f32>),
+    /// [`split_panel`] has been over them.
+    Split(AlignedVec<f32>),
     Bf16(AlignedVec<bf16>),
 }
 
@@ -103,16 +120,18 @@ impl PackedWeights {
     ) -> Result<Self> {
         let order = Order::of((outputs, inputs), columns, taps)?;
         check_len("weights", source.len(), volume(&[outputs, inputs]))?;
-        let data = match to {
-            WeightType::F32 => Data::F32(match source {
-                WeightSource::F32(w) => order.pack::<1, _, _>(w, |x| x),
-                WeightSource::F16(w) => order.pack::<1, _, _>(w, f16::to_f32),
-                WeightSource::Bf16(w) => order.pack::<1, _, _>(w, bf16::to_f32),
-            }),
+        let wide = |settle: fn(&mut [f32])| match source {
+            WeightSource::F32(w) => order.pack::<1, _, _>(w, |x| x, settle),
+            WeightSource::F16(w) => order.pack::<1, _, _>(w, f16::to_f32, settle),
+            WeightSource::Bf16(w) => order.pack::<1, _, _>(w, bf16::to_f32, settle),
+        };
+        let data = match to.here() {
+            WeightType::F32 => Data::F32(wide(|_| ())),
+            WeightType::Split => Data::Split(wide(split_panel)),
             WeightType::Bf16 => Data::Bf16(match source {
-                WeightSource::F32(w) => order.pack::<2, _, _>(w, Element::from_f32),
-                WeightSource::F16(w) => order.pack::<2, _, _>(w, |x| Element::from_f32(x.to_f32())),
-                WeightSource::Bf16(w) => order.pack::<2, _, _>(w, |x| x),
+                WeightSource::F32(w) => order.pack::<2, _, _>(w, Element::from_f32, |_| ()),
+                WeightSource::F16(w) => order.pack::<2, _, _>(w, |x| Element::from_f32(x.to_f32()), |_| ()),
+                WeightSource::Bf16(w) => order.pack::<2, _, _>(w, |x| x, |_| ()),
             }),
         };
         Ok(Self {
@@ -139,9 +158,10 @@ impl PackedWeights {
         fetch: impl Fn(Range<usize>, ViewMut<'_>) -> std::result::Result<(), E> + Sync,
     ) -> std::result::Result<Self, E> {
         let order = Order::of((outputs, inputs), columns, taps)?;
-        let data = match to {
-            WeightType::F32 => Data::F32(order.pack_fetched::<1, f32, E>(&fetch)?),
-            WeightType::Bf16 => Data::Bf16(order.pack_fetched::<2, bf16, E>(&fetch)?),
+        let data = match to.here() {
+            WeightType::F32 => Data::F32(order.pack_fetched::<1, f32, E>(&fetch, |_| ())?),
+            WeightType::Split => Data::Split(order.pack_fetched::<1, f32, E>(&fetch, split_panel)?),
+            WeightType::Bf16 => Data::Bf16(order.pack_fetched::<2, bf16, E>(&fetch, |_| ())?),
         };
         Ok(Self {
             outputs,
@@ -157,6 +177,7 @@ impl PackedWeights {
     pub fn unpack<T: Element>(&self) -> Vec<T> {
         let taps = self.taps;
         let channels = self.inputs / taps;
+        let padded = self.inputs.next_multiple_of(32);
         let mut panel_and_lane = vec![(0, 0); self.outputs];
         for panel in 0..self.panels() {
             for (lane, row) in panel_rows(panel, self.outputs, self.columns).into_iter().enumerate() {
@@ -169,12 +190,11 @@ impl PackedWeights {
         parallel_chunks(&mut out, self.inputs, |row, line| {
             let (panel, lane) = panel_and_lane[row];
             for k in 0..self.inputs {
+                let start = panel * padded * PANEL;
                 let value = match &self.data {
-                    Data::F32(data) => data[(panel * self.inputs + k) * PANEL + lane],
-                    Data::Bf16(data) => {
-                        let padded = self.inputs.next_multiple_of(32);
-                        data[(panel * padded + (k & !1)) * PANEL + 2 * lane + (k & 1)].to_f32()
-                    }
+                    Data::F32(data) => data[start + k * PANEL + lane],
+                    Data::Split(data) => split::number(&split::as_bf16(data)[2 * start..], k, lane),
+                    Data::Bf16(data) => data[start + (k & !1) * PANEL + 2 * lane + (k & 1)].to_f32(),
                 };
                 line[(k % channels) * taps + k / channels] = T::from_f32(value);
             }
@@ -210,6 +230,7 @@ impl PackedWeights {
     pub fn weight_type(&self) -> WeightType {
         match self.data {
             Data::F32(_) => WeightType::F32,
+            Data::Split(_) => WeightType::Split,
             Data::Bf16(_) => WeightType::Bf16,
         }
     }
@@ -222,7 +243,7 @@ impl PackedWeights {
     /// Memory held, in bytes.
     pub fn bytes(&self) -> usize {
         let own = match &self.data {
-            Data::F32(data) => data.len() * 4,
+            Data::F32(data) | Data::Split(data) => data.len() * 4,
             Data::Bf16(data) => data.len() * 2,
         };
         let phases = self

@@ -1,4 +1,4 @@
-//! Products through AMX tiles that read bf16 activations where they lie.
+//! Products through AMX tiles that read bf16 activations where they lie, or a picture's f32 ones [split](super::split) once.
 //!
 //! A tile needs sixteen rows at one distance from each other. The rows of a matrix are; so are neighbouring pixels of a picture,
 //! whichever tap of a convolution's window looks at them. A task of a convolution therefore copies the part of the picture that
@@ -11,10 +11,11 @@ use super::PANEL;
 use super::epilogue::{Finish, Target};
 use super::pack::{Data, PackedWeights};
 use super::rows::Rows;
+use super::split::{Split, as_bf16};
 use crate::amx::{Block, Form, Sums, Tiles};
 use crate::buffer::{Scratch, carve, carved_bytes};
 use crate::pool::{parallel_for, threads};
-use crate::simd::View;
+use crate::simd::{View, dispatch};
 
 /// Rows of a tile.
 const TILE: usize = 16;
@@ -36,10 +37,12 @@ pub(super) fn multiply(
     (finish, target): (&Finish<'_>, &Target<'_>),
     first_panel: usize,
 ) -> bool {
-    let (Data::Bf16(data), View::Bf16(x)) = (&weights.data, a.x) else {
-        return false;
+    let (data, split) = match (&weights.data, a.x) {
+        (Data::Bf16(data), View::Bf16(_)) => (&**data, false),
+        (Data::Split(data), View::F32(_)) => (as_bf16(data), true),
+        _ => return false,
     };
-    let Some(grid) = Grid::of(a) else {
+    let Some(grid) = Grid::of(a, split) else {
         return false;
     };
     let taps = taps(a, grid.pitch);
@@ -50,7 +53,6 @@ pub(super) fn multiply(
     let runs = panels.div_ceil(per_run);
     let product = Product {
         a,
-        x,
         data,
         weights,
         finish,
@@ -78,6 +80,8 @@ struct Grid<'a> {
     cut: Cut,
     /// Pixels of a line of a task's copy.
     pitch: usize,
+    /// Whether activations and weights are two bf16 each.
+    split: bool,
 }
 
 /// Rows of the sums that are rows of the output.
@@ -109,7 +113,7 @@ impl Left {
 
 impl<'a> Grid<'a> {
     /// `None` if tiles cannot be read from these rows.
-    fn of(a: &'a Rows<'a>) -> Option<Self> {
+    fn of(a: &'a Rows<'a>, split: bool) -> Option<Self> {
         let channels = a.size.2;
         if !channels.is_multiple_of(32) || a.stride != (1, 1) || a.doubling != 0 {
             return None;
@@ -118,27 +122,31 @@ impl<'a> Grid<'a> {
             let rows = a.count();
             let per_task = rows.div_ceil(rows.div_ceil(ROWS)).next_multiple_of(2 * TILE);
             let in_place = DEPTHS.contains(&channels) && !channels.is_multiple_of(COLLIDING);
-            return (rows >= TILE && in_place).then_some(Self {
+            return (rows >= TILE && in_place && !split).then_some(Self {
                 a,
                 cut: Cut::Rows(per_task),
                 pitch: 1,
+                split,
             });
         }
         let (height, width) = a.out;
+        let lines = |columns: usize| {
+            let pixel_bytes = channels * size_of::<bf16>() * if split { 2 } else { 1 };
+            let line_bytes = (columns + a.kernel.1 - 1) * pixel_bytes;
+            let most = (PART_BYTES / line_bytes).saturating_sub(a.kernel.0 - 1);
+            (ROWS / columns).min(most).clamp(1, height)
+        };
         let columns = match width {
-            w if w.is_multiple_of(2 * TILE) => 2 * TILE,
+            w if w.is_multiple_of(2 * TILE) && 2 * lines(2 * TILE) >= lines(TILE) => 2 * TILE,
             w if w.is_multiple_of(TILE) => TILE,
             w => w,
         };
-        let pitch = columns + a.kernel.1 - 1;
-        let line_bytes = pitch * channels * size_of::<bf16>();
-        let most = (PART_BYTES / line_bytes).saturating_sub(a.kernel.0 - 1);
-        let lines = (ROWS / columns).min(most).clamp(1, height);
-        let lines = height.div_ceil(height.div_ceil(lines));
+        let lines = height.div_ceil(height.div_ceil(lines(columns)));
         Some(Self {
             a,
             cut: Cut::Blocks(lines, columns),
-            pitch,
+            pitch: columns + a.kernel.1 - 1,
+            split,
         })
     }
 
@@ -149,7 +157,7 @@ impl<'a> Grid<'a> {
         }
     }
 
-    /// Numbers of a task's copy, with what the last tile reads beyond it.
+    /// Pixels' numbers of a task's copy, with what the last tile reads beyond it.
     fn part_len(&self) -> usize {
         match self.cut {
             Cut::Rows(_) => 0,
@@ -172,7 +180,7 @@ impl<'a> Grid<'a> {
     }
 
     /// Copies the part of the picture that block `index` sees.
-    fn block(&self, index: usize, (lines, columns): (usize, usize), x: &[bf16], part: &mut [bf16]) -> Left {
+    fn block(&self, index: usize, (lines, columns): (usize, usize), part: &mut [bf16]) -> Left {
         let (a, pitch) = (self.a, self.pitch);
         let (height, width) = a.out;
         let (across, down) = (width / columns, height.div_ceil(lines));
@@ -183,12 +191,18 @@ impl<'a> Grid<'a> {
         );
         let lines = lines.min(height - first_line);
         let channels = a.size.2;
+        let (part, low) = part.split_at_mut(self.part_len());
         for (line, to) in part
             .chunks_exact_mut(pitch * channels)
             .take(lines + a.kernel.0 - 1)
             .enumerate()
         {
-            copy_line(a, x, (image, first_line + line, first_column), to);
+            let low = if self.split {
+                &mut low[line * pitch * channels..][..pitch * channels]
+            } else {
+                &mut []
+            };
+            copy_line(a, (image, first_line + line, first_column), to, low);
         }
         let mut left = Left::default();
         let first_row = (image * height + first_line) * width + first_column;
@@ -216,22 +230,35 @@ impl<'a> Grid<'a> {
     }
 }
 
-/// One line of a task's copy: what the windows of the output pixels from (`line` - top row of the window, `column`) on see.
-fn copy_line(a: &Rows<'_>, x: &[bf16], (image, line, column): (usize, usize, usize), to: &mut [bf16]) {
+/// One line of a task's copy: what the windows of the output pixels from (`line` - top row of the window, `column`) on see. Of
+/// f32 pictures, `low` gets what `to` rounds away.
+fn copy_line(a: &Rows<'_>, (image, line, column): (usize, usize, usize), to: &mut [bf16], low: &mut [bf16]) {
     let (height, width, channels) = a.size;
     let y = line.wrapping_sub(a.before.0);
     if y >= height {
-        return to.fill(bf16::ZERO);
+        to.fill(bf16::ZERO);
+        return low.fill(bf16::ZERO);
     }
     let pixels = to.len() / channels;
     let left = a.before.1.saturating_sub(column).min(pixels);
     let first = (column + left).saturating_sub(a.before.1).min(width);
     let held = (pixels - left).min(width - first);
-    let (zeros, rest) = to.split_at_mut(left * channels);
-    let (values, beyond) = rest.split_at_mut(held * channels);
-    zeros.fill(bf16::ZERO);
-    values.copy_from_slice(&x[((image * height + y) * width + first) * channels..][..held * channels]);
-    beyond.fill(bf16::ZERO);
+    let values = left * channels..(left + held) * channels;
+    let start = ((image * height + y) * width + first) * channels;
+    for line in [&mut *to, &mut *low] {
+        if !line.is_empty() {
+            line[..values.start].fill(bf16::ZERO);
+            line[values.end..].fill(bf16::ZERO);
+        }
+    }
+    match a.x {
+        View::Bf16(x) => to[values.clone()].copy_from_slice(&x[start..][..values.len()]),
+        View::F32(x) => dispatch(Split {
+            from: &x[start..][..values.len()],
+            high: &mut to[values.clone()],
+            low: &mut low[values.clone()],
+        }),
+    }
 }
 
 /// Where each tap of the window reads, in numbers behind a tile's start.
@@ -244,7 +271,6 @@ fn taps(a: &Rows<'_>, pitch: usize) -> Vec<usize> {
 
 struct Product<'a> {
     a: &'a Rows<'a>,
-    x: &'a [bf16],
     data: &'a [bf16],
     weights: &'a PackedWeights,
     finish: &'a Finish<'a>,
@@ -256,17 +282,19 @@ struct Product<'a> {
 
 impl Product<'_> {
     fn task(&self, grid: &Grid<'_>, index: usize, panels: std::ops::Range<usize>) {
-        let room = grid.part_len();
+        let room = grid.part_len() * if grid.split { 2 } else { 1 };
         let mut scratch = Scratch::new(2 * carved_bytes::<f32>(SUMS) + carved_bytes::<bf16>(room));
         let (sums, rest) = carve::<f32>(scratch.area(), 2 * SUMS);
         let (part, _) = carve::<bf16>(rest, room);
         let (left, base) = match grid.cut {
             Cut::Rows(rows) => {
                 let (from, to) = (index * rows, self.a.count().min((index + 1) * rows));
-                (grid.rows(from, to), self.x.as_ptr())
+                let View::Bf16(x) = self.a.x else { return };
+                (grid.rows(from, to), x.as_ptr())
             }
-            Cut::Blocks(lines, columns) => (grid.block(index, (lines, columns), self.x, part), part.as_ptr()),
+            Cut::Blocks(lines, columns) => (grid.block(index, (lines, columns), part), part.as_ptr()),
         };
+        let low = grid.split.then(|| grid.part_len() * size_of::<bf16>());
         // SAFETY: this module is used where tiles are available.
         let tiles = unsafe { Tiles::configure() };
         let sums: [*mut f32; 2] = [sums.as_mut_ptr(), sums[SUMS..].as_mut_ptr()];
@@ -277,7 +305,7 @@ impl Product<'_> {
             for (pair, starts) in left.tiles.chunks(2).enumerate() {
                 let sums = sums[pair % 2];
                 // SAFETY: the tiles lie in the activations or in the copy, and 32 rows of sums exist.
-                unsafe { self.multiply(&tiles, base, starts, (panel, pair), sums) };
+                unsafe { self.multiply(&tiles, (base, low), starts, (panel, pair), sums) };
                 let (here, later) = runs.split_at(runs.partition_point(|run| run.at < (pair + 1) * 2 * TILE));
                 runs = later;
                 if let Some(block) = waiting.replace((panel, here, sums)) {
@@ -290,7 +318,8 @@ impl Product<'_> {
         }
     }
 
-    /// Makes the sums of one or two tiles of rows and a panel.
+    /// Makes the sums of one or two tiles of rows and a panel. `low` is how many bytes behind the high parts of activations the
+    /// low ones lie, if they are split.
     ///
     /// # Safety
     /// The tiles that start `starts` numbers behind `base` must be readable for all taps, and 32 rows of 32 sums writable.
@@ -298,7 +327,7 @@ impl Product<'_> {
     unsafe fn multiply(
         &self,
         tiles: &Tiles,
-        base: *const bf16,
+        (base, low): (*const bf16, Option<usize>),
         starts: &[usize],
         (panel, pair): (usize, usize),
         sums: *mut f32,
@@ -312,8 +341,10 @@ impl Product<'_> {
         let (upper, lower) = (starts[0], starts[starts.len() - 1]);
         let channels = self.a.size.2;
         let (inputs, steps) = (self.weights.inputs(), channels / 32);
-        let weights = &self.data[panel * inputs * PANEL..][..inputs * PANEL];
-        let next = weights.as_ptr_range().end.wrapping_add(pair * inputs / 32 * 128);
+        let parts = if low.is_some() { 2 } else { 1 };
+        let weights = &self.data[panel * inputs * PANEL * parts..][..inputs * PANEL * parts];
+        let ahead = 128 * parts;
+        let next = weights.as_ptr_range().end.wrapping_add(pair * inputs / 32 * ahead);
         tiles.zero();
         for (tap, offset) in self.taps.iter().enumerate() {
             // SAFETY: the caller's promise; the panel holds the whole depth.
@@ -323,13 +354,16 @@ impl Product<'_> {
                     a_lower: base.add(lower + offset),
                     a_row: channels * size_of::<bf16>(),
                     a_step: 64,
-                    b: weights[tap * channels * PANEL..].as_ptr(),
+                    b: weights[tap * channels * PANEL * parts..].as_ptr(),
                     b_row: 4 * PANEL,
                     b_step: 64 * PANEL,
                     steps,
-                    next: next.wrapping_add(tap * steps * 128),
+                    next: next.wrapping_add(tap * steps * ahead),
                 };
-                tiles.add(form, product);
+                match low {
+                    Some(low) => tiles.add_split(form, product, low),
+                    None => tiles.add(form, product),
+                }
             }
         }
         // SAFETY: the caller's promise.

@@ -11,8 +11,6 @@ mod x86;
 pub(crate) use words::Words;
 
 use portable::Portable;
-#[cfg(target_arch = "x86_64")]
-pub(crate) use portable::round_bf16;
 
 use half::bf16;
 

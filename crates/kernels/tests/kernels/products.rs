@@ -49,6 +49,22 @@ fn sum_bound(k: usize) -> f64 {
     (k as f64).sqrt().max(4.0) * 2.0 * f64::from(f32::EPSILON)
 }
 
+/// As [`sum_bound`], with what the products of a type leave out.
+fn bound(kind: WeightType, k: usize) -> f64 {
+    sum_bound(k) + if kind == WeightType::Split { 2f64.powi(-15) } else { 0.0 }
+}
+
+/// Weights of a type that came back are those that were packed, to as many bits as the type keeps.
+fn assert_kept(what: &str, kind: WeightType, got: &[f32], want: &[f64]) {
+    let rounding = match kind {
+        WeightType::Split => 2f64.powi(-17),
+        _ => 0.0,
+    };
+    for (got, want) in wide(got).iter().zip(want) {
+        assert!((got - want).abs() <= rounding * want.abs(), "{what}: {got} for {want}");
+    }
+}
+
 const SHAPES: [(usize, usize, usize); 15] = [
     (1, 1, 1),
     (2, 5, 3),
@@ -74,13 +90,13 @@ fn check_linear<A: Element, O: Element>(kind: WeightType, level: Isa) {
         let w: Vec<f32> = numbers.vec(n * k);
         let packed = PackedWeights::pack(WeightSource::F32(&w), (n, k), kind, Columns::Plain).unwrap();
         let (a_used, w_used) = match kind {
-            WeightType::F32 => (wide(&a), wide(&w)),
+            WeightType::F32 | WeightType::Split => (wide(&a), wide(&w)),
             WeightType::Bf16 => (
                 wide(&rounded(&a.iter().map(|x| x.to_f32()).collect::<Vec<_>>())),
                 wide(&rounded(&w)),
             ),
         };
-        assert_eq!(wide(&packed.unpack::<f32>()), w_used, "unpacked weights");
+        assert_kept("unpacked weights", kind, &packed.unpack::<f32>(), &w_used);
         let (sums, scale) = product(&a_used, &w_used, (m, n, k));
         let mut out = vec![O::default(); m * n];
         linear(&a, m, &packed, &Epilogue::default(), &mut out).unwrap();
@@ -89,7 +105,7 @@ fn check_linear<A: Element, O: Element>(kind: WeightType, level: Isa) {
             &out,
             &sums,
             &scale,
-            sum_bound(k),
+            bound(kind, k),
         );
     }
 }
@@ -98,6 +114,8 @@ fn check_linear<A: Element, O: Element>(kind: WeightType, level: Isa) {
 fn linear_matches_the_reference() {
     at_every_level(|level| {
         check_linear::<f32, f32>(WeightType::F32, level);
+        check_linear::<f32, f32>(WeightType::Split, level);
+        check_linear::<bf16, f32>(WeightType::Split, level);
         check_linear::<bf16, bf16>(WeightType::F32, level);
         check_linear::<bf16, bf16>(WeightType::Bf16, level);
         check_linear::<f32, f32>(WeightType::Bf16, level);
@@ -115,11 +133,11 @@ fn check_epilogues<O: Element>(kind: WeightType) {
     let (row_bias, gate): (Vec<f32>, Vec<f32>) = (numbers.vec(groups * n), numbers.vec(groups * n));
     let residual: Vec<O> = numbers.vec(m * n);
     let source = match kind {
-        WeightType::F32 => w.iter().map(|x| x.to_f32()).collect::<Vec<_>>(),
+        WeightType::F32 | WeightType::Split => w.iter().map(|x| x.to_f32()).collect::<Vec<_>>(),
         WeightType::Bf16 => w.iter().map(|x| bf16::from_f32(x.to_f32()).to_f32()).collect(),
     };
     let a_used: Vec<f64> = match kind {
-        WeightType::F32 => wide(&a),
+        WeightType::F32 | WeightType::Split => wide(&a),
         WeightType::Bf16 => wide(&rounded(&a.iter().map(|x| x.to_f32()).collect::<Vec<_>>())),
     };
     let (sums, _) = product(&a_used, &wide(&source), (m, 2 * n, k));
@@ -150,7 +168,8 @@ fn check_epilogues<O: Element>(kind: WeightType) {
                 f64::from(residual[at].to_f32()) + f64::from(gate[grouped]) * activate(act, x)
             })
             .collect();
-        assert_close(&format!("epilogue {act:?}"), &out, &want, &[10.0], 1e-6);
+        let bound = if kind == WeightType::Split { 1e-5 } else { 1e-6 };
+        assert_close(&format!("epilogue {act:?}"), &out, &want, &[10.0], bound);
 
         let gated = PackedWeights::pack(WeightSource::F32(&source), (2 * n, k), kind, Columns::Gated).unwrap();
         let ep = Epilogue {
@@ -168,8 +187,8 @@ fn check_epilogues<O: Element>(kind: WeightType) {
                 f64::from(residual[at].to_f32()) + value * activate(act, gate)
             })
             .collect();
-        assert_close(&format!("gated {act:?}"), &out, &want, &[30.0], 2e-6);
-        assert_eq!(wide(&gated.unpack::<f32>()), wide(&source), "gated weights come back");
+        assert_close(&format!("gated {act:?}"), &out, &want, &[30.0], 2.0 * bound);
+        assert_kept("gated weights", kind, &gated.unpack::<f32>(), &wide(&source));
     }
 }
 
@@ -177,6 +196,7 @@ fn check_epilogues<O: Element>(kind: WeightType) {
 fn epilogues_match_the_reference() {
     at_every_level(|_| {
         check_epilogues::<f32>(WeightType::F32);
+        check_epilogues::<f32>(WeightType::Split);
         check_epilogues::<bf16>(WeightType::Bf16);
         check_epilogues::<f32>(WeightType::Bf16);
     });
@@ -291,7 +311,7 @@ fn check_conv<T: Element>(kind: WeightType, level: Isa) {
         let (want, scale) = convolve(&wide(&x), &wide(&w), size, &shape);
         let w32: Vec<f32> = w.iter().map(|x| x.to_f32()).collect();
         let conv = PackedWeights::pack_conv(WeightSource::F32(&w32), &shape, kind).unwrap();
-        assert_eq!(wide(&conv.unpack::<f32>()), wide(&w), "weights come back");
+        assert_kept("convolution's weights", kind, &conv.unpack::<f32>(), &wide(&w));
         let mut out = vec![T::default(); want.len()];
         conv2d(&x, size, &conv, &shape, &Epilogue::default(), &mut out).unwrap();
         let inner = shape.in_channels * shape.kernel.0 * shape.kernel.1;
@@ -305,7 +325,7 @@ fn check_conv<T: Element>(kind: WeightType, level: Isa) {
             &out,
             &want,
             &scale,
-            sum_bound(inner) + summed,
+            bound(kind, inner) + summed,
         );
     }
 }
@@ -314,6 +334,8 @@ fn check_conv<T: Element>(kind: WeightType, level: Isa) {
 fn convolution_matches_the_reference() {
     at_every_level(|level| {
         check_conv::<f32>(WeightType::F32, level);
+        check_conv::<f32>(WeightType::Split, level);
+        check_conv::<bf16>(WeightType::Split, level);
         check_conv::<bf16>(WeightType::Bf16, level);
         check_conv::<bf16>(WeightType::F32, level);
     });
@@ -325,7 +347,7 @@ fn threads_do_not_change_a_product() {
     let x: Vec<f32> = numbers.vec(2 * 20 * 20 * 100);
     let shape = ConvShape::same(100, 70, 3);
     let w: Vec<f32> = numbers.vec(100 * 70 * 9);
-    for kind in [WeightType::F32, WeightType::Bf16] {
+    for kind in [WeightType::F32, WeightType::Split, WeightType::Bf16] {
         let conv = PackedWeights::pack_conv(WeightSource::F32(&w), &shape, kind).unwrap();
         same_for_any_threads(|| {
             let mut out = vec![0f32; 2 * 20 * 20 * 70];
@@ -377,7 +399,7 @@ fn weights_brought_row_by_row_are_packed_like_whole_ones() {
     ] {
         let inputs = channels * taps;
         let w: Vec<f32> = numbers.vec(outputs * inputs);
-        for kind in [WeightType::F32, WeightType::Bf16] {
+        for kind in [WeightType::F32, WeightType::Split, WeightType::Bf16] {
             let brought = PackedWeights::pack_rows((outputs, inputs), kind, columns, taps, |rows, into| {
                 bring(&w, inputs, rows, into);
                 Ok::<_, KernelError>(())
@@ -393,12 +415,12 @@ fn weights_brought_row_by_row_are_packed_like_whole_ones() {
                 Columns::Gated => PackedWeights::pack(source, (outputs, inputs), kind, columns),
             }
             .unwrap();
-            let expected: Vec<f32> = match kind {
-                WeightType::F32 => w.clone(),
-                WeightType::Bf16 => w.iter().map(|x| bf16::from_f32(*x).to_f32()).collect(),
+            let expected = match kind {
+                WeightType::F32 | WeightType::Split => wide(&w),
+                WeightType::Bf16 => wide(&rounded(&w)),
             };
-            assert_eq!(brought.unpack::<f32>(), expected);
-            assert_eq!(whole.unpack::<f32>(), expected);
+            assert_kept("rows brought", kind, &brought.unpack::<f32>(), &expected);
+            assert_eq!(brought.unpack::<f32>(), whole.unpack::<f32>());
             if taps == 1 {
                 let x: Vec<f32> = numbers.vec(3 * inputs);
                 let run = |weights: &PackedWeights| {
