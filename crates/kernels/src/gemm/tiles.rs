@@ -256,7 +256,7 @@ fn copy_line(a: &Rows<'_>, (image, line, column): (usize, usize, usize), to: &mu
         View::F32(x) => dispatch(Split {
             from: &x[start..][..values.len()],
             high: &mut to[values.clone()],
-            low: &mut low[values.clone()],
+            low: &mut low[values],
         }),
     }
 }
