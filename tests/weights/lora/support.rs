@@ -27,7 +27,7 @@ pub fn table(component: &str, dtype: DType) -> Rc<LayerTable> {
             let layout = if raw.shape.len() == 4 {
                 SlotLayout::ConvNhwc
             } else {
-                SlotLayout::AsStored
+                SlotLayout::Exact
             };
             let weight = raw.to_tensor(&name, dtype, &Device::Cpu).unwrap();
             table.insert(
@@ -60,7 +60,7 @@ pub fn made(shapes: &[(&str, &[usize])], quantised: bool) -> Layers {
             let layout = if shape.len() == 4 {
                 SlotLayout::ConvNhwc
             } else {
-                SlotLayout::AsStored
+                SlotLayout::Exact
             };
             WeightSlot::of_dense(&weight, layout).unwrap()
         };
