@@ -1,7 +1,6 @@
 //! How a model asks for its weights: a source, a prefix, a device and a compute type.
 
 use std::borrow::Cow;
-use std::cell::RefCell;
 use std::fmt::Display;
 use std::ops::Range;
 use std::rc::Rc;
@@ -11,6 +10,7 @@ use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use sd_kernels::{ViewMut, WeightMemory};
 
+use super::blocks::Blocks;
 use super::convert::{Number, float_width};
 use super::{
     LayerTable, Located, NumbersMut, RawTensor, SlotLayout, StoredType, TensorSource, WeightSlot, WeightsError,
@@ -31,8 +31,6 @@ pub struct Weights {
     dtype: DType,
     layers: Rc<LayerTable>,
     exact: bool,
-    /// Kept from blocks to blocks, so that their memory is asked for once.
-    bytes: Rc<RefCell<Vec<u8>>>,
 }
 
 impl Weights {
@@ -46,7 +44,6 @@ impl Weights {
             dtype,
             layers: Rc::default(),
             exact: false,
-            bytes: Rc::default(),
         }
     }
 
@@ -231,17 +228,9 @@ impl Weights {
     ) -> Result<WeightSlot, WeightsError> {
         let _memory = WeightMemory::begin();
         let full = self.expected(name, found)?;
-        let storage = match self.source.locate(&full, None)? {
-            Some(located) => {
-                let mut bytes = self.bytes.borrow_mut();
-                if bytes.len() < located.byte_count() {
-                    bytes.resize(located.byte_count(), 0);
-                }
-                let bytes = &mut bytes[..located.byte_count()];
-                located.read_bytes(bytes)?;
-                QStorage::from_data(Cow::Borrowed(bytes), &self.device, format)?
-            }
-            None => QStorage::from_data(Cow::Owned(self.source.read(&full)?.bytes), &self.device, format)?,
+        let storage = match (&self.device, self.source.locate(&full, None)?) {
+            (Device::Cpu, Some(located)) => Blocks::read(&located, format, shape.iter().product())?,
+            _ => QStorage::from_data(Cow::Owned(self.source.read(&full)?.bytes), &self.device, format)?,
         };
         let blocks = QTensor::new(storage, shape.to_vec())?;
         Ok(WeightSlot::quantised(blocks, self.dtype))

@@ -70,6 +70,11 @@ impl<'a> Located<'a> {
         float_width(self.stored).is_some()
     }
 
+    /// Name in the file.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Number of bytes.
     pub fn byte_count(&self) -> usize {
         self.len

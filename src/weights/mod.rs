@@ -4,6 +4,7 @@
 //! [`TensorSource`] that answers to diffusers' names, and [`Weights`] is what a model's constructor asks.
 
 mod beside;
+mod blocks;
 mod builder;
 mod built_in;
 mod clip_names;

@@ -84,6 +84,31 @@ impl<T: Plain> std::fmt::Debug for AlignedVec<T> {
     }
 }
 
+/// Bytes on a 64-byte boundary, zero at first: room for the blocks of quantised weights.
+#[derive(Debug)]
+pub struct AlignedBytes(AlignedVec<u8>);
+
+impl AlignedBytes {
+    /// So many zeros, in memory that is not touched before it is written to.
+    #[must_use]
+    pub fn zeroed(len: usize) -> Self {
+        Self(AlignedVec::zeroed(len))
+    }
+}
+
+impl std::ops::Deref for AlignedBytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for AlignedBytes {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+}
+
 thread_local! {
     static SCRATCH: RefCell<Vec<AlignedVec<u8>>> = const { RefCell::new(Vec::new()) };
 }

@@ -28,6 +28,7 @@ mod simd;
 
 pub use allocator::{Reusing, WeightMemory};
 pub use attention::{AttentionMask, AttentionShape, attention};
+pub use buffer::AlignedBytes;
 pub use conv::{ConvShape, conv2d};
 pub use elementwise::{activate, add, concat, convert, gate, rope, transpose, upsample2x};
 pub use error::{KernelError, Result};
