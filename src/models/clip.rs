@@ -153,7 +153,11 @@ impl ClipText {
         } else {
             None
         };
-        let body = if weights.contains("text_model.final_layer_norm.weight") {
+        let long = ["final_layer_norm", "embeddings.token_embedding"];
+        let body = if long
+            .iter()
+            .any(|name| weights.contains(format!("text_model.{name}.weight")))
+        {
             weights.at("text_model")
         } else {
             weights.shortened_by("text_model")

@@ -42,7 +42,7 @@ pub(super) fn open_tensors(path: &Path) -> Result<(Rc<dyn TensorSource>, FileFac
         let file = SafeTensors::open(path)?;
         let said = file.metadata().get("modelspec.prediction_type").cloned();
         return Ok((
-            with_scales(Rc::new(file)),
+            with_scales(file),
             FileFacts {
                 prediction: said,
                 quantization: None,

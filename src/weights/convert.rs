@@ -112,6 +112,9 @@ pub(super) trait Number: Copy + Send {
 
     /// Converts as many numbers as `out` has room for; nothing if `stored` is no plain number type.
     fn convert(stored: StoredType, bytes: &[u8], out: &mut [Self]);
+
+    /// The product with `scale`, rounded once.
+    fn times(self, scale: f32) -> Self;
 }
 
 impl Number for f32 {
@@ -121,6 +124,10 @@ impl Number for f32 {
 
     fn convert(stored: StoredType, bytes: &[u8], out: &mut [Self]) {
         widen(stored, bytes, out);
+    }
+
+    fn times(self, scale: f32) -> Self {
+        self * scale
     }
 }
 
@@ -136,6 +143,10 @@ impl Number for bf16 {
             narrow(stored, bytes, out, |number| Self::from_bits(round_bf16(number)));
         }
     }
+
+    fn times(self, scale: f32) -> Self {
+        Self::from_f32(self.to_f32() * scale)
+    }
 }
 
 impl Number for f16 {
@@ -149,6 +160,10 @@ impl Number for f16 {
         } else {
             narrow(stored, bytes, out, Self::from_f32);
         }
+    }
+
+    fn times(self, scale: f32) -> Self {
+        Self::from_f32(self.to_f32() * scale)
     }
 }
 

@@ -4,6 +4,8 @@ use std::cell::RefCell;
 use std::ops::Range;
 use std::thread;
 
+use half::bf16;
+
 use super::convert::{Number, float_width};
 use super::finite::all_finite;
 use super::source::row_range;
@@ -19,6 +21,7 @@ pub struct Located<'a> {
     shape: Vec<usize>,
     offset: u64,
     len: usize,
+    scale: Option<f32>,
 }
 
 /// Bytes read at a time: they stay in a core's second cache, so that looking for NaN and converting cost no second trip to
@@ -62,7 +65,17 @@ impl<'a> Located<'a> {
             shape,
             offset: offset + range.start as u64,
             len: range.len(),
+            scale: None,
         })
+    }
+
+    /// The same plain numbers times `scale`; as bytes they are in bf16.
+    #[must_use]
+    pub(super) fn times(self, scale: f32) -> Self {
+        Self {
+            scale: Some(scale),
+            ..self
+        }
     }
 
     /// Whether it holds plain numbers, which [`Located::read_numbers`] converts.
@@ -85,6 +98,15 @@ impl<'a> Located<'a> {
     /// # Errors
     /// The file cannot be read, or holds numbers that are not finite.
     pub fn raw(&self) -> Result<RawTensor, WeightsError> {
+        if self.scale.is_some() {
+            let mut numbers = bf16::zeros(self.shape.iter().product());
+            self.read_all_as(&mut numbers)?;
+            return Ok(RawTensor {
+                stored: StoredType::Bf16,
+                shape: self.shape.clone(),
+                bytes: numbers.into_iter().flat_map(bf16::to_le_bytes).collect(),
+            });
+        }
         let mut bytes = vec![0_u8; self.len];
         self.read_bytes(&mut bytes)?;
         Ok(RawTensor {
@@ -166,6 +188,9 @@ impl<'a> Located<'a> {
                 let bytes = &mut buffer[..out.len() * width];
                 self.read_checked(at, bytes)?;
                 T::convert(self.stored, bytes, out);
+                if let Some(scale) = self.scale {
+                    out.iter_mut().for_each(|number| *number = number.times(scale));
+                }
                 at += bytes.len() as u64;
             }
             Ok(())

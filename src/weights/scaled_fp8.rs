@@ -1,21 +1,22 @@
-//! fp8 weights with a scale beside each (`x.weight` and `x.scale_weight`), as ComfyUI writes them.
+//! fp8 weights with a scale beside each (`x.weight` and `x.scale_weight`), as ComfyUI writes them. Numbers are scaled while they are
+//! read; who asks for bytes gets them in bf16.
 
 use std::ops::Range;
 use std::rc::Rc;
 
-use super::{Located, RawTensor, StoredType, TensorSource, WeightsError};
+use super::{Located, SafeTensors, StoredType, TensorSource, WeightsError};
 
 /// A source whose scaled fp8 tensors are seen as their true numbers, in bf16.
-pub(super) struct ScaledFp8(Rc<dyn TensorSource>);
+pub(super) struct ScaledFp8(SafeTensors);
 
 const SCALE: &str = ".scale_weight";
 
 /// Wraps `inner` if it has scales.
-pub(super) fn with_scales(inner: Rc<dyn TensorSource>) -> Rc<dyn TensorSource> {
+pub(super) fn with_scales(inner: SafeTensors) -> Rc<dyn TensorSource> {
     if inner.names().iter().any(|name| name.ends_with(SCALE)) {
         Rc::new(ScaledFp8(inner))
     } else {
-        inner
+        Rc::new(inner)
     }
 }
 
@@ -34,22 +35,6 @@ impl ScaledFp8 {
                 expected: vec![1],
             }),
         }
-    }
-
-    fn scaled(&self, name: &str, raw: RawTensor) -> Result<RawTensor, WeightsError> {
-        let Some(scale) = self.scale(name, raw.stored)? else {
-            return Ok(raw);
-        };
-        let numbers = raw.to_f32(name)?;
-        let bytes = numbers
-            .iter()
-            .flat_map(|n| half::bf16::from_f32(n * scale).to_le_bytes())
-            .collect();
-        Ok(RawTensor {
-            stored: StoredType::Bf16,
-            shape: raw.shape,
-            bytes,
-        })
     }
 }
 
@@ -72,17 +57,15 @@ impl TensorSource for ScaledFp8 {
     }
 
     fn locate(&self, name: &str, rows: Option<Range<usize>>) -> Result<Option<Located<'_>>, WeightsError> {
-        match self.0.describe(name) {
-            Some((_, stored)) if self.scale(name, stored)?.is_some() => Ok(None),
-            _ => self.0.locate(name, rows),
-        }
-    }
-
-    fn read(&self, name: &str) -> Result<RawTensor, WeightsError> {
-        self.scaled(name, self.0.read(name)?)
-    }
-
-    fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<RawTensor, WeightsError> {
-        self.scaled(name, self.0.read_rows(name, rows)?)
+        let scale = match self.0.describe(name) {
+            Some((_, stored)) => self.scale(name, stored)?,
+            None => None,
+        };
+        // Any 8-bit number is one of every compute type too, so that the product alone is rounded.
+        let located = self.0.locate(name, rows)?;
+        Ok(match scale {
+            Some(scale) => located.map(|located| located.times(scale)),
+            None => located,
+        })
     }
 }

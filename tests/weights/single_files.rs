@@ -378,6 +378,41 @@ fn fp8_storage_is_read_as_its_numbers() {
     }
 }
 
+/// ComfyUI's scaled files: the number that counts is the stored one times its layer's `scale_weight`.
+#[test]
+fn scaled_fp8_is_read_as_its_numbers_times_their_scale() {
+    let root = tempfile::tempdir().unwrap();
+    let stored = Given {
+        name: "model.diffusion_model.time_embed.0.weight".to_owned(),
+        dtype: "F8_E4M3",
+        shape: vec![32, 8],
+        bytes: (0..=255)
+            .map(|bits: u8| if bits & 0x7f == 0x7f { 0 } else { bits })
+            .collect(),
+    };
+    let unet = |scale: Option<f32>| {
+        let mut extra = vec![stored.clone()];
+        extra.extend(scale.map(|scale| f32s("model.diffusion_model.time_embed.0.scale_weight", &[], &[scale])));
+        let path = checkpoint(root.path(), "sd1", extra, |row| row.theirs != stored.name);
+        open(&path).unwrap().tensors(Component::Unet).unwrap()
+    };
+    let name = "time_embedding.linear_1.weight";
+    let numbers = |unet, dtype| -> Vec<f32> {
+        let weights = Weights::new(unet, Device::Cpu, dtype);
+        let tensor = weights.tensor(name, &[32, 8]).unwrap().to_dtype(DType::F32).unwrap();
+        tensor.flatten_all().unwrap().to_vec1().unwrap()
+    };
+    let plain = numbers(unet(None), DType::F32);
+    assert_eq!((plain[0x38], plain[0x7e]), (1.0, 448.0));
+    let half = |n: f32| half::bf16::from_f32(n).to_f32();
+    let wide: Vec<f32> = plain.iter().map(|n| n * 0.3).collect();
+    let narrow: Vec<f32> = wide.iter().map(|n| half(*n)).collect();
+    assert_eq!(numbers(unet(Some(0.3)), DType::F32), wide);
+    assert_eq!(numbers(unet(Some(0.3)), DType::BF16), narrow);
+    let rows = unet(Some(0.3)).read_rows(name, 3..5).unwrap().to_f32(name).unwrap();
+    assert_eq!(rows, narrow[24..40]);
+}
+
 #[test]
 fn what_fits_no_family_is_refused_with_what_was_found() {
     let cases: &[(&str, &str)] = &[

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 /// A tensor to write: name, type name, shape, bytes.
+#[derive(Clone)]
 pub struct Given {
     pub name: String,
     pub dtype: &'static str,
