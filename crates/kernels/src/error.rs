@@ -1,7 +1,7 @@
 //! What can be wrong with the arguments of a kernel.
 
 /// An argument does not fit the others. Nothing was computed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum KernelError {
     /// A slice is shorter or longer than its dimensions say.
     #[error("{what} holds {got} elements, its dimensions need {want}")]
@@ -20,6 +20,9 @@ pub enum KernelError {
     /// A number that must be positive is zero.
     #[error("{0} must be at least 1")]
     Zero(&'static str),
+    /// Scores cannot be scaled by this.
+    #[error("the scale of attention scores is {0}; it must be a positive number")]
+    Scale(f32),
 }
 
 /// Result of a kernel call.

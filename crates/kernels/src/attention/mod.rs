@@ -3,13 +3,16 @@
 //!
 //! Keys and values of each head are packed once per call. A task is a few queries of one head; for each block of keys it makes
 //! the scores, turns them into weights relative to the largest so far, and adds the weighted values. What has no mask goes
-//! through AMX tiles where they are (f32 as two bf16 for each number); everything else is summed in f32.
+//! through AMX tiles where they are (f32 as two bf16 for each number); other bf16 through dot products where they are; the rest is
+//! multiplied as f32.
 
 mod lanes;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
 
-use crate::error::{Result, check_dim, check_len, check_positive, volume};
+use crate::error::{KernelError, Result, check_dim, check_len, check_positive, volume};
+use crate::gemm::micro::{Dots, Floats};
+use crate::isa::{Isa, isa};
 use crate::simd::{Element, View, ViewMut};
 
 /// Dimensions of one call.
@@ -61,7 +64,7 @@ impl AttentionMask<'_> {
 /// keys are all hidden gets some average of the values.
 ///
 /// # Errors
-/// If a slice does not fit the dimensions.
+/// If a slice does not fit the dimensions, or the scale is not positive.
 pub fn attention<T: Element>(
     (q, k, v): (&[T], &[T], &[T]),
     shape: &AttentionShape,
@@ -72,6 +75,9 @@ pub fn attention<T: Element>(
     check_positive("heads", shape.heads)?;
     check_positive("head width", shape.width)?;
     check_positive("keys", shape.keys)?;
+    if !(scale > 0.0 && scale.is_finite()) {
+        return Err(KernelError::Scale(scale));
+    }
     let per_query = volume(&[shape.batch, shape.queries, shape.heads, shape.width]);
     let per_key = volume(&[shape.batch, shape.keys, shape.heads, shape.width]);
     check_len("queries", q.len(), per_query)?;
@@ -114,21 +120,24 @@ fn run(
     match (q, k, v, out) {
         #[cfg(target_arch = "x86_64")]
         (View::Bf16(q), View::Bf16(k), View::Bf16(v), ViewMut::Bf16(out))
-            if matches!(mask, AttentionMask::None) && crate::isa::isa() == crate::isa::Isa::Amx =>
+            if matches!(mask, AttentionMask::None) && isa() == Isa::Amx =>
         {
             tiles::attention((q, k, v), shape, scale, out);
         }
         #[cfg(target_arch = "x86_64")]
         (View::F32(q), View::F32(k), View::F32(v), ViewMut::F32(out))
-            if matches!(mask, AttentionMask::None) && crate::isa::isa() == crate::isa::Isa::Amx =>
+            if matches!(mask, AttentionMask::None) && isa() == Isa::Amx =>
         {
             tiles::attention((q, k, v), shape, scale, out);
         }
+        (View::Bf16(q), View::Bf16(k), View::Bf16(v), ViewMut::Bf16(out)) if isa() >= Isa::Avx512Bf16 => {
+            lanes::attention::<_, _, Dots>((q, k, v), shape, scale, mask, out);
+        }
         (View::Bf16(q), View::Bf16(k), View::Bf16(v), ViewMut::Bf16(out)) => {
-            lanes::attention((q, k, v), shape, scale, mask, out);
+            lanes::attention::<_, _, Floats>((q, k, v), shape, scale, mask, out);
         }
         (View::F32(q), View::F32(k), View::F32(v), ViewMut::F32(out)) => {
-            lanes::attention((q, k, v), shape, scale, mask, out);
+            lanes::attention::<_, _, Floats>((q, k, v), shape, scale, mask, out);
         }
         _ => {}
     }

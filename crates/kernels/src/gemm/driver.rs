@@ -12,7 +12,7 @@ use super::epilogue::{Finish, Target};
 use super::gather::GatherF32;
 #[cfg(target_arch = "x86_64")]
 use super::gather::{GatherBf16, Order};
-use super::micro::{PanelPtr, block_f32};
+use super::micro::{self, PanelPtr};
 use super::pack::{Data, PackedWeights};
 use super::rows::Rows;
 use crate::buffer::{Scratch, carve, carved_bytes};
@@ -291,10 +291,12 @@ impl Task<'_> {
         self.walk(kept, unit, load, |step, row, count| {
             // SAFETY: the rows were made ready for this depth, the panel holds it, and the sums have room.
             unsafe {
-                let a = base.add(row * lda + at.get());
-                let panel = self.panel_ptr(step);
-                let c = step.sums;
-                block_f32((a, lda), panel, c, (count, depth.get()), !step.first);
+                let a = (base.add(row * lda + at.get()), lda);
+                let (c, size) = (step.sums, (count, depth.get()));
+                match self.panel_ptr(step) {
+                    PanelPtr::F32(b) => micro::panel::<micro::Floats>(a, b, c, size, !step.first),
+                    PanelPtr::Pairs(b) => micro::panel::<micro::Widened>(a, b, c, size, !step.first),
+                }
             }
         });
     }
@@ -324,10 +326,10 @@ impl Task<'_> {
         };
         self.walk(kept, unit, load, |step, row, count| {
             if let PanelPtr::Pairs(b) = self.panel_ptr(step) {
-                // SAFETY: as in `run_f32`; the method was chosen because the machine has the instructions.
+                // SAFETY: as in `run_f32`.
                 unsafe {
-                    let c = step.sums;
-                    super::micro::block_dot((base.add(row * lda), lda), b, c, (count, depth.get()), !step.first);
+                    let a = (base.add(row * lda), lda);
+                    micro::panel::<micro::Dots>(a, b, step.sums, (count, depth.get()), !step.first);
                 }
             }
         });

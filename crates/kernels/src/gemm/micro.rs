@@ -1,29 +1,154 @@
-//! Register blocks: rows of A against one packed panel.
+//! Register blocks: a few rows of A times a few vectors of columns of B.
 
 use half::bf16;
 
 use super::PANEL;
-use crate::simd::{Kernel, LANES, Simd, dispatch};
+use crate::simd::{Kernel, LANES, Simd, Words, dispatch};
 
 /// A panel of packed weights, f32 or pairs of bf16.
 #[derive(Clone, Copy)]
-pub(crate) enum PanelPtr {
+pub(super) enum PanelPtr {
     F32(*const f32),
     Pairs(*const bf16),
 }
 
-/// `c (+)= a b` for `rows` rows of 32 columns. A is f32, `lda` apart; `depth` is even for pairs.
+/// What is multiplied, one step of the depth at a time.
+pub(crate) trait Operands {
+    type A: Copy;
+    type B: Copy;
+    /// Numbers of the depth in a step. B holds those of a column side by side.
+    const STEP: usize;
+
+    /// Adds one step's products to the sums.
+    ///
+    /// # Safety
+    /// A must hold MR rows of a step, the given distance apart, B a step of NV vectors of columns.
+    unsafe fn step<S: Simd, const MR: usize, const NV: usize>(
+        s: S,
+        a: (*const Self::A, usize),
+        b: *const Self::B,
+        sums: &mut [[S::V; NV]; MR],
+    );
+}
+
+/// f32 times f32.
+pub(crate) struct Floats;
+
+impl Operands for Floats {
+    type A = f32;
+    type B = f32;
+    const STEP: usize = 1;
+
+    #[inline(always)]
+    unsafe fn step<S: Simd, const MR: usize, const NV: usize>(
+        s: S,
+        (a, lda): (*const f32, usize),
+        b: *const f32,
+        sums: &mut [[S::V; NV]; MR],
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut right = [s.zero(); NV];
+            for (j, r) in right.iter_mut().enumerate() {
+                *r = s.load(b.add(j * LANES));
+            }
+            for (i, line) in sums.iter_mut().enumerate() {
+                let x = s.splat(*a.add(i * lda));
+                for (sum, r) in line.iter_mut().zip(right) {
+                    *sum = s.fma(x, r, *sum);
+                }
+            }
+        }
+    }
+}
+
+/// f32 times bf16, which are widened.
+pub(crate) struct Widened;
+
+impl Operands for Widened {
+    type A = f32;
+    type B = bf16;
+    const STEP: usize = 2;
+
+    #[inline(always)]
+    unsafe fn step<S: Simd, const MR: usize, const NV: usize>(
+        s: S,
+        (a, lda): (*const f32, usize),
+        b: *const bf16,
+        sums: &mut [[S::V; NV]; MR],
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut even = [s.zero(); NV];
+            let mut odd = [s.zero(); NV];
+            for j in 0..NV {
+                (even[j], odd[j]) = s.load_pairs(b.add(j * 2 * LANES));
+            }
+            for (i, line) in sums.iter_mut().enumerate() {
+                let (x, y) = (s.splat(*a.add(i * lda)), s.splat(*a.add(i * lda + 1)));
+                for (j, sum) in line.iter_mut().enumerate() {
+                    *sum = s.fma(y, odd[j], s.fma(x, even[j], *sum));
+                }
+            }
+        }
+    }
+}
+
+/// Pairs of bf16 times pairs of bf16, for levels with an instruction for it.
+pub(crate) struct Dots;
+
+impl Operands for Dots {
+    type A = bf16;
+    type B = bf16;
+    const STEP: usize = 2;
+
+    #[inline(always)]
+    unsafe fn step<S: Simd, const MR: usize, const NV: usize>(
+        s: S,
+        (a, lda): (*const bf16, usize),
+        b: *const bf16,
+        sums: &mut [[S::V; NV]; MR],
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let right: [S::Pairs; NV] = std::array::from_fn(|j| s.pairs(b.add(j * 2 * LANES)));
+            for (i, line) in sums.iter_mut().enumerate() {
+                let x = s.splat_pair(a.add(i * lda));
+                for (sum, r) in line.iter_mut().zip(right) {
+                    *sum = s.dot(x, r, *sum);
+                }
+            }
+        }
+    }
+}
+
+/// `c (+)= a b` for rows of A, `lda` apart, and one packed panel. C is contiguous, 32 columns a row.
 ///
 /// # Safety
-/// A must hold `rows` rows of `depth`, B `depth` rows of 32, C `rows` rows of 32 (contiguous).
-pub(super) unsafe fn block_f32(
-    a: (*const f32, usize),
-    b: PanelPtr,
+/// As for [`block`] with two vectors.
+pub(super) unsafe fn panel<O: Operands>(
+    a: (*const O::A, usize),
+    b: *const O::B,
     c: *mut f32,
     size: (usize, usize),
     accumulate: bool,
 ) {
-    dispatch(BlockF32 {
+    // SAFETY: the caller's promise.
+    unsafe { dispatched::<O>(a, (b, PANEL, 2), (c, PANEL), size, accumulate) }
+}
+
+/// [`block`] at the level in use.
+///
+/// # Safety
+/// As for [`block`].
+pub(crate) unsafe fn dispatched<O: Operands>(
+    a: (*const O::A, usize),
+    b: (*const O::B, usize, usize),
+    c: (*mut f32, usize),
+    size: (usize, usize),
+    accumulate: bool,
+) {
+    dispatch(Block::<O> {
         a,
         b,
         c,
@@ -32,110 +157,96 @@ pub(super) unsafe fn block_f32(
     });
 }
 
-struct BlockF32 {
-    a: (*const f32, usize),
-    b: PanelPtr,
-    c: *mut f32,
+struct Block<O: Operands> {
+    a: (*const O::A, usize),
+    b: (*const O::B, usize, usize),
+    c: (*mut f32, usize),
     size: (usize, usize),
     accumulate: bool,
 }
 
-impl Kernel for BlockF32 {
+impl<O: Operands> Kernel for Block<O> {
     type Out = ();
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        // SAFETY: made by `block_f32` only, whose caller promises it.
+    fn run<S: Words>(self, s: S) {
+        // SAFETY: made by `dispatched` only, whose caller promises it. The usual distances are named, to be compiled as such.
         unsafe {
-            match self.b {
-                PanelPtr::F32(b) => panel::<S, false>(s, self.a, b, self.c, self.size, self.accumulate),
-                PanelPtr::Pairs(b) => panel::<S, true>(s, self.a, b.cast(), self.c, self.size, self.accumulate),
+            if (self.b.1, self.b.2, self.c.1) == (PANEL, 2, PANEL) {
+                let (b, c) = ((self.b.0, PANEL, 2), (self.c.0, PANEL));
+                block::<S, O>(s, self.a, b, c, self.size, self.accumulate);
+            } else {
+                block::<S, O>(s, self.a, self.b, self.c, self.size, self.accumulate);
             }
         }
     }
 }
 
+/// `c (+)= a b` for `rows` rows and one or two vectors of columns over `depth` numbers, a multiple of the step. A and C come with
+/// the distance between their rows, B with its columns and how many vectors of them to take.
+///
+/// # Safety
+/// A must hold `rows` rows of `depth`, B `depth` rows of the vectors, C `rows` rows of them.
 #[inline(always)]
-unsafe fn panel<S: Simd, const PAIRS: bool>(
+unsafe fn block<S: Simd, O: Operands>(
     s: S,
-    (a, lda): (*const f32, usize),
-    b: *const f32,
-    c: *mut f32,
+    (a, lda): (*const O::A, usize),
+    (b, ldb, vectors): (*const O::B, usize, usize),
+    (c, ldc): (*mut f32, usize),
     (rows, depth): (usize, usize),
     accumulate: bool,
 ) {
     let mut row = 0;
-    // SAFETY: passed on, block by block.
-    unsafe {
-        let at = |row: usize| ((a.add(row * lda), lda), c.add(row * PANEL));
-        if S::REGISTERS == 32 {
-            while row < rows {
-                let ((a, lda), c) = at(row);
-                match rows - row {
-                    12.. => {
-                        tile::<S, PAIRS, 12, 2>(s, a, lda, b, c, depth, accumulate);
-                        row += 12;
+    while row < rows {
+        // SAFETY: passed on, tile by tile.
+        unsafe {
+            let left = rows - row;
+            let (a, c) = ((a.add(row * lda), lda), (c.add(row * ldc), ldc));
+            let steps = depth / O::STEP;
+            row += match (S::REGISTERS, vectors) {
+                (32, 2) => match left {
+                    12.. => tile::<S, O, 12, 2>(s, a, (b, ldb), c, steps, accumulate),
+                    6.. => tile::<S, O, 6, 2>(s, a, (b, ldb), c, steps, accumulate),
+                    3.. => tile::<S, O, 3, 2>(s, a, (b, ldb), c, steps, accumulate),
+                    _ => tile::<S, O, 1, 2>(s, a, (b, ldb), c, steps, accumulate),
+                },
+                (32, _) => match left {
+                    12.. => tile::<S, O, 12, 1>(s, a, (b, ldb), c, steps, accumulate),
+                    4.. => tile::<S, O, 4, 1>(s, a, (b, ldb), c, steps, accumulate),
+                    _ => tile::<S, O, 1, 1>(s, a, (b, ldb), c, steps, accumulate),
+                },
+                _ => {
+                    for j in 1..vectors {
+                        let (b, c) = (b.add(j * LANES * O::STEP), c.0.add(j * LANES));
+                        match left {
+                            6.. => tile::<S, O, 6, 1>(s, a, (b, ldb), (c, ldc), steps, accumulate),
+                            3.. => tile::<S, O, 3, 1>(s, a, (b, ldb), (c, ldc), steps, accumulate),
+                            _ => tile::<S, O, 1, 1>(s, a, (b, ldb), (c, ldc), steps, accumulate),
+                        };
                     }
-                    6.. => {
-                        tile::<S, PAIRS, 6, 2>(s, a, lda, b, c, depth, accumulate);
-                        row += 6;
-                    }
-                    3.. => {
-                        tile::<S, PAIRS, 3, 2>(s, a, lda, b, c, depth, accumulate);
-                        row += 3;
-                    }
-                    _ => {
-                        tile::<S, PAIRS, 1, 2>(s, a, lda, b, c, depth, accumulate);
-                        row += 1;
+                    match left {
+                        6.. => tile::<S, O, 6, 1>(s, a, (b, ldb), c, steps, accumulate),
+                        3.. => tile::<S, O, 3, 1>(s, a, (b, ldb), c, steps, accumulate),
+                        _ => tile::<S, O, 1, 1>(s, a, (b, ldb), c, steps, accumulate),
                     }
                 }
-            }
-            return;
-        }
-        while row < rows {
-            let ((a, lda), c) = at(row);
-            // 16 columns on; a row of pairs is as long in floats as a row of f32 columns.
-            let (b2, c2) = (b.add(LANES), c.add(LANES));
-            if rows - row >= 4 {
-                tile::<S, PAIRS, 4, 1>(s, a, lda, b, c, depth, accumulate);
-                tile::<S, PAIRS, 4, 1>(s, a, lda, b2, c2, depth, accumulate);
-                row += 4;
-            } else {
-                tile::<S, PAIRS, 1, 1>(s, a, lda, b, c, depth, accumulate);
-                tile::<S, PAIRS, 1, 1>(s, a, lda, b2, c2, depth, accumulate);
-                row += 1;
-            }
+            };
         }
     }
 }
 
-/// MR rows by NV vectors with rows of 32 columns.
-#[inline(always)]
-unsafe fn tile<S: Simd, const PAIRS: bool, const MR: usize, const NV: usize>(
-    s: S,
-    a: *const f32,
-    lda: usize,
-    b: *const f32,
-    c: *mut f32,
-    depth: usize,
-    accumulate: bool,
-) {
-    // SAFETY: passed on.
-    unsafe { strided_tile::<S, PAIRS, MR, NV>(s, (a, lda), (b, PANEL), (c, PANEL), depth, accumulate) }
-}
-
-/// MR rows by NV vectors; each matrix with its distance between rows. With PAIRS, `b` points to pairs of bf16.
+/// MR rows by NV vectors, in registers from the first step to the last. Returns MR.
 ///
 /// # Safety
-/// A must hold MR rows of `depth`, B `depth` rows of NV * 16 (half as many rows of pairs), C MR rows of NV * 16.
+/// As for [`block`].
 #[inline(always)]
-pub(crate) unsafe fn strided_tile<S: Simd, const PAIRS: bool, const MR: usize, const NV: usize>(
+unsafe fn tile<S: Simd, O: Operands, const MR: usize, const NV: usize>(
     s: S,
-    (a, lda): (*const f32, usize),
-    (b, ldb): (*const f32, usize),
+    (a, lda): (*const O::A, usize),
+    (b, ldb): (*const O::B, usize),
     (c, ldc): (*mut f32, usize),
-    depth: usize,
+    steps: usize,
     accumulate: bool,
-) {
+) -> usize {
     // SAFETY: the caller's promise.
     unsafe {
         let mut sums = [[s.zero(); NV]; MR];
@@ -146,33 +257,9 @@ pub(crate) unsafe fn strided_tile<S: Simd, const PAIRS: bool, const MR: usize, c
                 }
             }
         }
-        if PAIRS {
-            for k in 0..depth / 2 {
-                let mut even = [s.zero(); NV];
-                let mut odd = [s.zero(); NV];
-                for j in 0..NV {
-                    (even[j], odd[j]) = s.load_pairs(b.add(k * ldb + j * LANES).cast());
-                }
-                for (i, line) in sums.iter_mut().enumerate() {
-                    let (x, y) = (s.splat(*a.add(i * lda + 2 * k)), s.splat(*a.add(i * lda + 2 * k + 1)));
-                    for (j, sum) in line.iter_mut().enumerate() {
-                        *sum = s.fma(y, odd[j], s.fma(x, even[j], *sum));
-                    }
-                }
-            }
-        } else {
-            for k in 0..depth {
-                let mut right = [s.zero(); NV];
-                for (j, r) in right.iter_mut().enumerate() {
-                    *r = s.load(b.add(k * ldb + j * LANES));
-                }
-                for (i, line) in sums.iter_mut().enumerate() {
-                    let x = s.splat(*a.add(i * lda + k));
-                    for (j, sum) in line.iter_mut().enumerate() {
-                        *sum = s.fma(x, right[j], *sum);
-                    }
-                }
-            }
+        for k in 0..steps {
+            let (a, b) = (a.add(k * O::STEP), b.add(k * ldb * O::STEP));
+            O::step::<S, MR, NV>(s, (a, lda), b, &mut sums);
         }
         for (i, line) in sums.iter().enumerate() {
             for (j, &sum) in line.iter().enumerate() {
@@ -180,80 +267,58 @@ pub(crate) unsafe fn strided_tile<S: Simd, const PAIRS: bool, const MR: usize, c
             }
         }
     }
+    MR
 }
 
-/// `c (+)= a b` with AVX512-BF16 dot products; A is bf16, rows `lda` apart, `depth` even.
-///
-/// # Safety
-/// As for [`block_f32`], and the machine must have AVX512-BF16.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-pub(super) unsafe fn block_dot(
-    (a, lda): (*const bf16, usize),
-    b: *const bf16,
-    c: *mut f32,
-    (rows, depth): (usize, usize),
-    accumulate: bool,
-) {
-    let mut row = 0;
-    // SAFETY: passed on, block by block.
-    unsafe {
-        while row < rows {
-            let (a, c) = (a.add(row * lda), c.add(row * PANEL));
-            match rows - row {
-                12.. => {
-                    dot_tile::<12>(a, lda, b, c, depth, accumulate);
-                    row += 12;
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa::{Isa, detected, set_isa};
+    use crate::simd::Element;
+
+    fn number(i: usize) -> f32 {
+        (i * 7919 % 509) as f32 / 254.5 - 1.0
+    }
+
+    /// Blocks of every height, one and two vectors wide, against sums in f64.
+    fn check<O: Operands<A: Element, B: Element>>(level: Isa) {
+        let (depth, lda, ldb, ldc) = (10, 13, 48, 50);
+        for (rows, vectors) in (1..=26).flat_map(|rows| [(rows, 1), (rows, 2)]) {
+            let a: Vec<O::A> = (0..rows * lda).map(|i| O::A::from_f32(number(i))).collect();
+            let b: Vec<O::B> = (0..depth * ldb).map(|i| O::B::from_f32(number(i + 77))).collect();
+            for accumulate in [false, true] {
+                let mut c: Vec<f32> = (0..rows * ldc).map(|i| i as f32 / 100.0).collect();
+                let before = c.clone();
+                // SAFETY: all rows exist.
+                unsafe {
+                    let b = (b.as_ptr(), ldb, vectors);
+                    dispatched::<O>((a.as_ptr(), lda), b, (c.as_mut_ptr(), ldc), (rows, depth), accumulate);
                 }
-                4.. => {
-                    dot_tile::<4>(a, lda, b, c, depth, accumulate);
-                    row += 4;
-                }
-                _ => {
-                    dot_tile::<1>(a, lda, b, c, depth, accumulate);
-                    row += 1;
+                for (at, (&got, before)) in c.iter().zip(before).enumerate() {
+                    let (row, column) = (at / ldc, at % ldc);
+                    let mut want = f64::from(before);
+                    if column < vectors * LANES {
+                        let product = |k: usize| {
+                            let b = b[(k / O::STEP * ldb + column) * O::STEP + k % O::STEP];
+                            f64::from(a[row * lda + k].to_f32()) * f64::from(b.to_f32())
+                        };
+                        want = (0..depth).map(product).sum::<f64>() + if accumulate { want } else { 0.0 };
+                    }
+                    let off = (f64::from(got) - want).abs();
+                    assert!(off < 1e-5, "{level:?} {rows}x{vectors} at {at}: {got} beside {want}");
                 }
             }
         }
     }
-}
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-#[inline]
-unsafe fn dot_tile<const MR: usize>(
-    a: *const bf16,
-    lda: usize,
-    b: *const bf16,
-    c: *mut f32,
-    depth: usize,
-    accumulate: bool,
-) {
-    use std::arch::x86_64::*;
-    // SAFETY: the caller's promise; a vector of 32 bf16 is 64 plain bytes.
-    unsafe {
-        let as_bf16 = |v: __m512i| std::mem::transmute::<__m512i, __m512bh>(v);
-        let mut sums = [[_mm512_setzero_ps(); 2]; MR];
-        if accumulate {
-            for (i, line) in sums.iter_mut().enumerate() {
-                *line = [
-                    _mm512_loadu_ps(c.add(i * PANEL)),
-                    _mm512_loadu_ps(c.add(i * PANEL + LANES)),
-                ];
-            }
+    #[test]
+    fn blocks_are_sums_of_products() {
+        for level in Isa::ALL.into_iter().filter(|&level| level <= detected()) {
+            set_isa(level);
+            check::<Floats>(level);
+            check::<Widened>(level);
+            check::<Dots>(level);
         }
-        for k in 0..depth / 2 {
-            let left = as_bf16(_mm512_loadu_si512(b.add(k * 2 * PANEL).cast()));
-            let right = as_bf16(_mm512_loadu_si512(b.add(k * 2 * PANEL + 2 * LANES).cast()));
-            for (i, line) in sums.iter_mut().enumerate() {
-                let x = as_bf16(_mm512_set1_epi32(a.add(i * lda + 2 * k).cast::<i32>().read_unaligned()));
-                line[0] = _mm512_dpbf16_ps(line[0], x, left);
-                line[1] = _mm512_dpbf16_ps(line[1], x, right);
-            }
-        }
-        for (i, line) in sums.iter().enumerate() {
-            _mm512_storeu_ps(c.add(i * PANEL), line[0]);
-            _mm512_storeu_ps(c.add(i * PANEL + LANES), line[1]);
-        }
+        set_isa(Isa::Amx);
     }
 }

@@ -44,6 +44,7 @@ fn widen(bits: u16) -> f32 {
 
 impl Simd for Portable {
     type V = V;
+    type Pairs = [[bf16; 2]; LANES];
     const REGISTERS: usize = 8;
     #[inline(always)]
     fn splat(self, x: f32) -> V {
@@ -103,6 +104,26 @@ impl Simd for Portable {
             second[i] = widen(b);
         }
         (first, second)
+    }
+    #[inline(always)]
+    unsafe fn pairs(self, p: *const bf16) -> Self::Pairs {
+        // SAFETY: the caller's promise; unaligned read of plain numbers.
+        unsafe { p.cast::<Self::Pairs>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn splat_pair(self, p: *const bf16) -> Self::Pairs {
+        // SAFETY: as above.
+        [unsafe { p.cast::<[bf16; 2]>().read_unaligned() }; LANES]
+    }
+    #[inline(always)]
+    fn dot(self, a: Self::Pairs, b: Self::Pairs, sum: V) -> V {
+        let mut sum = sum;
+        for (sum, (a, b)) in sum.iter_mut().zip(a.into_iter().zip(b)) {
+            for (a, b) in a.into_iter().zip(b) {
+                *sum += widen(a.to_bits()) * widen(b.to_bits());
+            }
+        }
+        sum
     }
     #[inline(always)]
     fn add(self, a: V, b: V) -> V {

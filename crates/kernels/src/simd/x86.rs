@@ -73,8 +73,18 @@ pub(super) unsafe fn narrow8(v: __m256) -> __m256i {
     })
 }
 
+/// The first and the second number of eight pairs.
+#[inline(always)]
+unsafe fn widen8(pairs: __m256i) -> (__m256, __m256) {
+    op!((
+        _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)),
+        _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(-0x1_0000)))
+    ))
+}
+
 impl Simd for Avx2 {
     type V = W;
+    type Pairs = (__m256i, __m256i);
     const REGISTERS: usize = 8;
     #[inline(always)]
     fn splat(self, x: f32) -> W {
@@ -131,17 +141,29 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn load_pairs(self, p: *const bf16) -> (W, W) {
         op!({
-            let split = |q: *const bf16| {
-                let bits = _mm256_loadu_si256(q.cast());
-                let high = _mm256_and_si256(bits, _mm256_set1_epi32(-0x1_0000));
-                (
-                    _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16)),
-                    _mm256_castsi256_ps(high),
-                )
-            };
-            let (a, b) = (split(p), split(p.add(16)));
-            ((a.0, b.0), (a.1, b.1))
+            let (a, b) = self.pairs(p);
+            let ((a_first, a_second), (b_first, b_second)) = (widen8(a), widen8(b));
+            ((a_first, b_first), (a_second, b_second))
         })
+    }
+    #[inline(always)]
+    unsafe fn pairs(self, p: *const bf16) -> Self::Pairs {
+        op!((_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(16).cast())))
+    }
+    #[inline(always)]
+    unsafe fn splat_pair(self, p: *const bf16) -> Self::Pairs {
+        let pair = op!(_mm256_set1_epi32(p.cast::<i32>().read_unaligned()));
+        (pair, pair)
+    }
+    #[inline(always)]
+    fn dot(self, a: Self::Pairs, b: Self::Pairs, sum: W) -> W {
+        let eight = |a, b, sum| {
+            op!({
+                let ((a_first, a_second), (b_first, b_second)) = (widen8(a), widen8(b));
+                _mm256_fmadd_ps(a_second, b_second, _mm256_fmadd_ps(a_first, b_first, sum))
+            })
+        };
+        (eight(a.0, b.0, sum.0), eight(a.1, b.1, sum.1))
     }
     #[inline(always)]
     fn add(self, a: W, b: W) -> W {
@@ -191,8 +213,8 @@ impl Simd for Avx2 {
     fn scale2(self, a: W, n: W) -> W {
         both(a, n, |x, n| {
             op!({
-                let power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
-                _mm256_mul_ps(x, _mm256_castsi256_ps(power))
+                let power = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
+                _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), power))
             })
         })
     }
@@ -238,8 +260,18 @@ fn mask16(n: usize) -> __mmask16 {
     if n >= LANES { !0 } else { (1u16 << n) - 1 }
 }
 
+/// As [`widen8`].
+#[inline(always)]
+unsafe fn widen16(pairs: __m512i) -> (__m512, __m512) {
+    op!((
+        _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)),
+        _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-0x1_0000)))
+    ))
+}
+
 impl<const BF16: bool> Simd for Avx512<BF16> {
     type V = __m512;
+    type Pairs = __m512i;
     const REGISTERS: usize = 32;
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -296,13 +328,25 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
     #[inline(always)]
     unsafe fn load_pairs(self, p: *const bf16) -> (__m512, __m512) {
+        op!(widen16(self.pairs(p)))
+    }
+    #[inline(always)]
+    unsafe fn pairs(self, p: *const bf16) -> __m512i {
+        op!(_mm512_loadu_si512(p.cast()))
+    }
+    #[inline(always)]
+    unsafe fn splat_pair(self, p: *const bf16) -> __m512i {
+        op!(_mm512_set1_epi32(p.cast::<i32>().read_unaligned()))
+    }
+    #[inline(always)]
+    fn dot(self, a: __m512i, b: __m512i, sum: __m512) -> __m512 {
         op!({
-            let bits = _mm512_loadu_si512(p.cast());
-            let high = _mm512_and_si512(bits, _mm512_set1_epi32(-0x1_0000));
-            (
-                _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16)),
-                _mm512_castsi512_ps(high),
-            )
+            if BF16 {
+                let numbers = |v| std::mem::transmute::<__m512i, __m512bh>(v);
+                return _mm512_dpbf16_ps(sum, numbers(a), numbers(b));
+            }
+            let ((a_first, a_second), (b_first, b_second)) = (widen16(a), widen16(b));
+            _mm512_fmadd_ps(a_second, b_second, _mm512_fmadd_ps(a_first, b_first, sum))
         })
     }
     #[inline(always)]
