@@ -49,7 +49,7 @@ pub(super) fn attention<T: Element, N: Element + Plain, O: Operands<A = N, B = N
     let (packed_k, rest) = carve::<N>(scratch.area(), heads * per_head_k);
     let (packed_v, _) = carve::<N>(rest, heads * per_head_v);
     parallel_chunks(packed_k, per_head_k, |head, to| {
-        pack_keys::<T, N, O>(k, shape, head, to)
+        pack_keys::<T, N, O>(k, shape, head, to);
     });
     parallel_chunks(packed_v, per_head_v, |head, to| {
         pack_values::<T, N, O>(v, shape, (head, sizes), to);

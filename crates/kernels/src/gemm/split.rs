@@ -8,7 +8,9 @@
 use half::bf16;
 
 use super::PANEL;
-use crate::simd::{Kernel, LANES, Simd, dispatch};
+#[cfg(target_arch = "x86_64")]
+use crate::simd::LANES;
+use crate::simd::{Kernel, Simd, dispatch};
 
 /// Rows of a panel that one step of the tiles takes.
 const STEP: usize = 32;
@@ -79,12 +81,14 @@ pub(super) fn number(panel: &[bf16], k: usize, lane: usize) -> f32 {
 }
 
 /// Splits `from` into slices of its length.
+#[cfg(target_arch = "x86_64")]
 pub(super) struct Split<'a> {
     pub(super) from: &'a [f32],
     pub(super) high: &'a mut [bf16],
     pub(super) low: &'a mut [bf16],
 }
 
+#[cfg(target_arch = "x86_64")]
 impl Kernel for Split<'_> {
     type Out = ();
     #[inline(always)]
@@ -94,6 +98,7 @@ impl Kernel for Split<'_> {
 }
 
 /// Splits as many numbers as there are.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(super) fn split<S: Simd>(s: S, from: &[f32], high: &mut [bf16], low: &mut [bf16]) {
     let (from, rest) = from.as_chunks::<LANES>();
@@ -112,6 +117,7 @@ pub(super) fn split<S: Simd>(s: S, from: &[f32], high: &mut [bf16], low: &mut [b
     low_rest[..rest.len()].copy_from_slice(&lanes.2[..rest.len()]);
 }
 
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn split_lanes<S: Simd>(s: S, x: &[f32; LANES], high: &mut [bf16; LANES], low: &mut [bf16; LANES]) {
     // SAFETY: the arrays hold 16 numbers each.
