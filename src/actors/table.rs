@@ -307,6 +307,10 @@ impl Table {
             finished_at: job.finished_at,
             seed: job.seed,
             images: job.result.as_ref().map_or(0, |result| result.images.len()),
+            warnings: job
+                .result
+                .as_ref()
+                .map_or_else(Vec::new, |result| result.warnings.clone()),
             error: job.error.clone(),
         })
     }

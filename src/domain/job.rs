@@ -105,6 +105,8 @@ pub struct JobSnapshot {
     pub seed: u64,
     /// Pictures that can be fetched.
     pub images: usize,
+    /// What its caller should know about the result: parts of a LoRA that match nothing, say.
+    pub warnings: Vec<String>,
     /// Why it failed.
     pub error: Option<JobError>,
 }

@@ -23,6 +23,7 @@ pub fn job(snapshot: &JobSnapshot) -> Value {
         finished_at,
         seed,
         images,
+        warnings,
         error,
     } = snapshot;
     json!({
@@ -36,6 +37,7 @@ pub fn job(snapshot: &JobSnapshot) -> Value {
         "finished_at": finished_at.map(rfc3339),
         "seed": seed,
         "images": images,
+        "warnings": warnings,
         "error": error.as_ref().map(job_error),
     })
 }

@@ -15,7 +15,7 @@ pub enum DeviceError {
         name: &'static str,
     },
     /// The driver refused.
-    #[error("device {name} cannot be used: {source}")]
+    #[error("device {name} cannot be used: {}", crate::weights::without_backtrace(source))]
     Refused {
         /// The device.
         name: String,

@@ -2,6 +2,7 @@
 
 use super::text::TextError;
 use crate::schedulers::SchedulerError;
+use crate::weights::without_backtrace;
 
 /// Errors of [`super::Pipeline::generate`].
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +31,7 @@ pub enum PipelineError {
     #[error(transparent)]
     Scheduler(#[from] SchedulerError),
     /// An operation failed.
-    #[error("the model failed: {0}")]
+    #[error("the model failed: {}", without_backtrace(.0))]
     Model(#[from] candle_core::Error),
     /// The picture could not be encoded.
     #[error("the picture could not be encoded: {0}")]

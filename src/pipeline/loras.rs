@@ -26,7 +26,8 @@ impl JobLoras {
     /// Makes the model's weights those of `wanted` and nothing else. `layers` is asked only if there is something to do.
     ///
     /// # Errors
-    /// A LoRA is not there, is damaged or does not fit: the request's fault; or the device refused.
+    /// A LoRA is not there, is damaged or does not fit: the request's fault; or the device refused. Others may have been taken
+    /// off before: remembered prompts no longer hold.
     pub fn apply(
         &mut self,
         wanted: &[LoraRef],
@@ -35,13 +36,16 @@ impl JobLoras {
         if wanted.is_empty() && !self.any_on {
             return Ok(Applied::default());
         }
-        self.any_on = !wanted.is_empty();
-        self.loras.apply(wanted, &layers()?).map_err(|error| match error {
+        let layers = layers()?;
+        self.any_on = true;
+        let applied = self.loras.apply(wanted, &layers).map_err(|error| match error {
             LoraError::Tensor(error) => PipelineError::Model(error),
             callers => PipelineError::Unsupported {
                 field: "loras",
                 message: callers.to_string(),
             },
-        })
+        })?;
+        self.any_on = !wanted.is_empty();
+        Ok(applied)
     }
 }

@@ -113,7 +113,7 @@ pub enum WeightsError {
     #[error(transparent)]
     Hub(#[from] super::hub::HubError),
     /// candle refused an operation on a weight.
-    #[error("weights: {0}")]
+    #[error("weights: {}", without_backtrace(.0))]
     Tensor(#[from] candle_core::Error),
 }
 
@@ -130,5 +130,30 @@ impl WeightsError {
             path: path.to_owned(),
             reason: reason.into(),
         }
+    }
+}
+
+/// What candle says, without the backtrace that it adds on lines of its own where `RUST_BACKTRACE` is set: such texts go to
+/// clients.
+pub fn without_backtrace(error: &candle_core::Error) -> String {
+    match error {
+        candle_core::Error::WithBacktrace { inner, .. } => without_backtrace(inner),
+        candle_core::Error::Context { inner, context } => format!("{context}: {}", without_backtrace(inner)),
+        error => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backtrace_is_left_out() {
+        let error = candle_core::Error::WithBacktrace {
+            inner: Box::new(candle_core::Error::Msg("too long".to_owned())),
+            backtrace: Box::new(std::backtrace::Backtrace::force_capture()),
+        };
+        assert!(error.to_string().lines().count() > 1);
+        assert_eq!(WeightsError::from(error).to_string(), "weights: too long");
     }
 }

@@ -39,7 +39,7 @@ mod t5_names;
 mod tree;
 
 pub use builder::Weights;
-pub use error::{LoadResult, WeightsError};
+pub use error::{LoadResult, WeightsError, without_backtrace};
 pub use flux_names::{has_original_flux, original_flux};
 pub use folder::Folder;
 pub use gguf::Gguf;

@@ -110,7 +110,11 @@ pub(super) fn recognise(source: &dyn TensorSource) -> Result<Denoiser, String> {
         let has = |name: &str| shape(name).is_some();
         let original = has_original_flux(source, prefix) && !has("distilled_guidance_layer.in_proj.weight");
         if original || (has("transformer_blocks.0.attn.add_q_proj.weight") && has("x_embedder.weight")) {
-            let dev = has("guidance_in.in_layer.weight") || has("time_text_embed.guidance_embedder.linear_1.weight");
+            let names = source.names();
+            let dev = ["guidance_in.", "time_text_embed.guidance_embedder."]
+                .map(|part| format!("{prefix}{part}"))
+                .iter()
+                .any(|part| names.iter().any(|name| name.starts_with(part)));
             let family = if dev { Family::FluxDev } else { Family::FluxSchnell };
             let naming = if original { Naming::Original } else { Naming::Diffusers };
             return Ok(Denoiser { family, prefix, naming });

@@ -40,48 +40,79 @@ pub(super) fn config_of(
     tensors: &dyn TensorSource,
 ) -> Result<String, WeightsError> {
     let mut config = family_config(family, component.folder());
-    let found = Found(tensors);
+    let found = Found {
+        tensors,
+        names: tensors.names(),
+    };
     match component {
         Component::Unet => unet(&found, family, &mut config)?,
         Component::Vae => vae(&found, &mut config)?,
         Component::Transformer => flux(&found, &mut config)?,
         Component::TextEncoder => clip(&found, &mut config)?,
         Component::TextEncoder2 if family.is_flux() => t5(&found, &mut config)?,
-        Component::TextEncoder2 => clip(&found, &mut config)?,
+        Component::TextEncoder2 => {
+            found.size("text_projection.weight", 0)?;
+            clip(&found, &mut config)?;
+        }
     }
     Ok(Value::Object(config).to_string())
 }
 
-struct Found<'a>(&'a dyn TensorSource);
+/// What there is. Layers are counted by the highest number that any of their tensors has, and parts are there if any of their
+/// tensors is: one that lacks a tensor is missed when the model is built, and does not pass for a smaller model.
+struct Found<'a> {
+    tensors: &'a dyn TensorSource,
+    names: Vec<String>,
+}
 
 impl Found<'_> {
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        self.0.describe(name).map(|(shape, _)| shape)
+        self.tensors.describe(name).map(|(shape, _)| shape)
     }
 
-    fn has(&self, name: &str) -> bool {
-        self.shape(name).is_some()
+    /// Whether a part has any tensor.
+    fn has(&self, part: &str) -> bool {
+        self.below(part).next().is_some()
+    }
+
+    /// What follows `part.` in the names that begin so.
+    fn below<'b>(&'b self, part: &'b str) -> impl Iterator<Item = &'b str> {
+        let rest = move |name: &'b String| name.strip_prefix(part)?.strip_prefix('.');
+        self.names.iter().filter_map(rest)
+    }
+
+    /// How many layers a list has: `list.0.…`, `list.1.…` and so on.
+    fn count(&self, list: &str) -> usize {
+        let number = |rest: &str| rest.split('.').next()?.parse::<usize>().ok();
+        self.below(list)
+            .filter_map(number)
+            .map(|last| last + 1)
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// The shape of a tensor that must be there.
+    fn needed(&self, name: &str) -> Result<Vec<usize>, WeightsError> {
+        self.shape(name)
+            .ok_or_else(|| WeightsError::Missing { name: name.to_owned() })
     }
 
     /// Size of one dimension of a tensor that must be there.
     fn size(&self, name: &str, dimension: usize) -> Result<usize, WeightsError> {
-        self.shape(name)
-            .and_then(|shape| shape.get(dimension).copied())
+        let shape = self.needed(name)?;
+        shape
+            .get(dimension)
+            .copied()
             .ok_or_else(|| WeightsError::Missing { name: name.to_owned() })
-    }
-
-    /// How many there are of names with a number in them, from 0 on.
-    fn count(&self, name: impl Fn(usize) -> String) -> usize {
-        (0..).take_while(|&i| self.has(&name(i))).count()
     }
 }
 
 fn unet(found: &Found<'_>, family: Family, config: &mut Map<String, Value>) -> Result<(), WeightsError> {
-    let levels = found.count(|i| format!("down_blocks.{i}.resnets.0.conv1.weight"));
+    let levels = found.count("down_blocks");
     let channels: Vec<usize> = (0..levels)
         .map(|i| found.size(&format!("down_blocks.{i}.resnets.0.conv1.weight"), 0))
         .collect::<Result<_, _>>()?;
-    let attention = |at: String| found.has(&format!("{at}.attentions.0.norm.weight"));
+    let attention = |at: String| found.has(&format!("{at}.attentions"));
     let down = (0..levels).map(|i| {
         if attention(format!("down_blocks.{i}")) {
             "CrossAttnDownBlock2D"
@@ -101,12 +132,12 @@ fn unet(found: &Found<'_>, family: Family, config: &mut Map<String, Value>) -> R
     config.insert("block_out_channels".to_owned(), json!(channels));
     config.insert("in_channels".to_owned(), json!(found.size("conv_in.weight", 1)?));
     config.insert("out_channels".to_owned(), json!(found.size("conv_out.weight", 0)?));
-    let layers = found.count(|i| format!("down_blocks.0.resnets.{i}.conv1.weight"));
+    let layers = found.count("down_blocks.0.resnets");
     config.insert("layers_per_block".to_owned(), json!(layers));
     let depths: Vec<usize> = (0..levels)
         .map(|i| {
             found
-                .count(|j| format!("down_blocks.{i}.attentions.0.transformer_blocks.{j}.norm1.weight"))
+                .count(&format!("down_blocks.{i}.attentions.0.transformer_blocks"))
                 .max(1)
         })
         .collect();
@@ -119,26 +150,25 @@ fn unet(found: &Found<'_>, family: Family, config: &mut Map<String, Value>) -> R
     let block = format!("down_blocks.{with_attention}.attentions.0");
     let context = found.size(&format!("{block}.transformer_blocks.0.attn2.to_k.weight"), 1)?;
     config.insert("cross_attention_dim".to_owned(), json!(context));
-    let linear = found
-        .shape(&format!("{block}.proj_in.weight"))
-        .is_some_and(|shape| shape.len() == 2);
+    let linear = found.needed(&format!("{block}.proj_in.weight"))?.len() == 2;
     config.insert("use_linear_projection".to_owned(), json!(linear));
     if family != Family::Sd1 {
         let heads: Vec<usize> = channels.iter().map(|c| (c / 64).max(1)).collect();
         config.insert("attention_head_dim".to_owned(), json!(heads));
     }
-    if let Some(shape) = found.shape("add_embedding.linear_1.weight") {
-        config.insert("projection_class_embeddings_input_dim".to_owned(), json!(shape.get(1)));
+    if family == Family::Sdxl {
+        let added = found.size("add_embedding.linear_1.weight", 1)?;
+        config.insert("projection_class_embeddings_input_dim".to_owned(), json!(added));
     }
     Ok(())
 }
 
 fn vae(found: &Found<'_>, config: &mut Map<String, Value>) -> Result<(), WeightsError> {
-    let levels = found.count(|i| format!("encoder.down_blocks.{i}.resnets.0.conv1.weight"));
+    let levels = found.count("encoder.down_blocks");
     let channels: Vec<usize> = (0..levels)
         .map(|i| found.size(&format!("encoder.down_blocks.{i}.resnets.0.conv1.weight"), 0))
         .collect::<Result<_, _>>()?;
-    let layers = found.count(|i| format!("encoder.down_blocks.0.resnets.{i}.conv1.weight"));
+    let layers = found.count("encoder.down_blocks.0.resnets");
     config.insert("down_block_types".to_owned(), json!(vec!["DownEncoderBlock2D"; levels]));
     config.insert("up_block_types".to_owned(), json!(vec!["UpDecoderBlock2D"; levels]));
     config.insert("block_out_channels".to_owned(), json!(channels));
@@ -147,11 +177,8 @@ fn vae(found: &Found<'_>, config: &mut Map<String, Value>) -> Result<(), Weights
         "latent_channels".to_owned(),
         json!(found.size("decoder.conv_in.weight", 1)?),
     );
-    config.insert("use_quant_conv".to_owned(), json!(found.has("quant_conv.weight")));
-    config.insert(
-        "use_post_quant_conv".to_owned(),
-        json!(found.has("post_quant_conv.weight")),
-    );
+    config.insert("use_quant_conv".to_owned(), json!(found.has("quant_conv")));
+    config.insert("use_post_quant_conv".to_owned(), json!(found.has("post_quant_conv")));
     Ok(())
 }
 
@@ -172,7 +199,7 @@ fn clip(found: &Found<'_>, config: &mut Map<String, Value>) -> Result<(), Weight
     );
     config.insert("hidden_size".to_owned(), json!(width));
     config.insert("num_attention_heads".to_owned(), json!((width / 64).max(1)));
-    let layers = found.count(|i| at(&format!("encoder.layers.{i}.layer_norm1.weight")));
+    let layers = found.count(&at("encoder.layers"));
     // Stable Diffusion 2 reads the layer before the last, so that its configuration has one less than some files.
     let known = config.get("num_hidden_layers").and_then(Value::as_u64).unwrap_or(0) as usize;
     let layers = if layers == known + 1 { known } else { layers };
@@ -196,7 +223,7 @@ fn t5(found: &Found<'_>, config: &mut Map<String, Value>) -> Result<(), WeightsE
         json!(found.size("encoder.block.0.layer.1.DenseReluDense.wi_0.weight", 0)?),
     );
     config.insert("vocab_size".to_owned(), json!(found.size("shared.weight", 0)?));
-    let layers = found.count(|i| format!("encoder.block.{i}.layer.0.SelfAttention.q.weight"));
+    let layers = found.count("encoder.block");
     config.insert("num_layers".to_owned(), json!(layers));
     Ok(())
 }
@@ -215,13 +242,10 @@ fn flux(found: &Found<'_>, config: &mut Map<String, Value>) -> Result<(), Weight
     );
     let pooled = found.size("time_text_embed.text_embedder.linear_1.weight", 1)?;
     config.insert("pooled_projection_dim".to_owned(), json!(pooled));
-    let guidance = found.has("time_text_embed.guidance_embedder.linear_1.weight");
+    let guidance = found.has("time_text_embed.guidance_embedder");
     config.insert("guidance_embeds".to_owned(), json!(guidance));
-    config.insert(
-        "num_layers".to_owned(),
-        json!(found.count(|i| format!("transformer_blocks.{i}.attn.to_q.weight"))),
-    );
-    let singles = found.count(|i| format!("single_transformer_blocks.{i}.attn.to_q.weight"));
+    config.insert("num_layers".to_owned(), json!(found.count("transformer_blocks")));
+    let singles = found.count("single_transformer_blocks");
     config.insert("num_single_layers".to_owned(), json!(singles));
     if head != known {
         // As the released models split 128 into 16, 56 and 56.
@@ -229,4 +253,58 @@ fn flux(found: &Found<'_>, config: &mut Map<String, Value>) -> Result<(), Weight
         config.insert("axes_dims_rope".to_owned(), json!([head - 2 * side, side, side]));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::rc::Rc;
+
+    use super::*;
+    use crate::weights::{Folder, Precision, StoredType};
+
+    struct Without<'a> {
+        tensors: Rc<dyn TensorSource>,
+        lost: &'a str,
+    }
+
+    impl TensorSource for Without<'_> {
+        fn names(&self) -> Vec<String> {
+            let mut names = self.tensors.names();
+            names.retain(|name| name != self.lost);
+            names
+        }
+
+        fn describe(&self, name: &str) -> Option<(Vec<usize>, StoredType)> {
+            (name != self.lost).then(|| self.tensors.describe(name))?
+        }
+    }
+
+    /// A file that lacks a tensor must not pass for a smaller model: its configuration is that of the whole one, for which the
+    /// tensor is then missed, or there is none.
+    #[test]
+    fn a_lost_tensor_does_not_change_the_configuration() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        let parts = [
+            ("pipelines/sd1", Family::Sd1, Component::Unet),
+            ("pipelines/sd1", Family::Sd1, Component::Vae),
+            ("pipelines/sd1", Family::Sd1, Component::TextEncoder),
+            ("pipelines/sdxl", Family::Sdxl, Component::Unet),
+            ("pipelines/sdxl", Family::Sdxl, Component::TextEncoder2),
+            ("flux/dev", Family::FluxDev, Component::Transformer),
+            ("flux/shared", Family::FluxDev, Component::TextEncoder2),
+        ];
+        for (model, family, component) in parts {
+            let folder = Folder::open(&fixtures.join(model), Precision::Full).unwrap();
+            let tensors = folder.tensors_in(component.folder()).unwrap();
+            let whole = config_of(family, component, tensors.as_ref()).unwrap();
+            for lost in &tensors.names() {
+                let tensors = Rc::clone(&tensors);
+                let rest = Without { tensors, lost };
+                if let Ok(config) = config_of(family, component, &rest) {
+                    assert_eq!(config, whole, "{model} without {lost}");
+                }
+            }
+        }
+    }
 }

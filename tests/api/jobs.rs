@@ -5,6 +5,18 @@ use serde_json::json;
 use crate::support::Worker;
 
 #[test]
+fn what_a_result_warns_of_can_be_asked_for_later() {
+    let worker = Worker::start();
+    let body = json!({ "operation": "image_generation", "prompt": "warn two layers match nothing" });
+    let id = worker.post("/v1/jobs", &body).json()["job_id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    worker.wait_for(&id, "completed");
+    assert_eq!(worker.job(&id)["warnings"], json!(["two layers match nothing"]));
+}
+
+#[test]
 fn a_hives_form_makes_a_job_whose_pictures_can_be_fetched() {
     let worker = Worker::start();
     let body = json!({
@@ -24,6 +36,7 @@ fn a_hives_form_makes_a_job_whose_pictures_can_be_fetched() {
     assert_eq!((&job["step"], &job["total"]), (&json!(4), &json!(4)));
     assert_eq!(job["seed"], 5);
     assert!(job["position"].is_null() && job["error"].is_null());
+    assert_eq!(job["warnings"], json!([]));
     for field in ["created_at", "started_at", "finished_at"] {
         assert!(job[field].as_str().unwrap().ends_with('Z'), "{field}: {}", job[field]);
     }

@@ -1,5 +1,6 @@
 //! What a job does besides its pictures: seeds, steps, previews, cancelling, LoRAs that come and go, reuse between steps.
 
+use candle_core::{Device, Tensor};
 use sd_worker::domain::draft::{Draft, Rules};
 use sd_worker::domain::limits::Limits;
 use sd_worker::domain::load::{DeviceChoice, DtypeChoice, LoadOptions, Residency};
@@ -138,6 +139,58 @@ fn loras_leave_no_trace_and_unknown_ones_are_refused() {
         "{error}"
     );
     assert_eq!(paint(pipeline.as_mut(), &plain).images, before.images);
+}
+
+/// A LoRA of one layer of the tiny text encoder and one of the tiny UNet, or of a layer that is nowhere.
+fn write_lora(path: &std::path::Path, layers: &[(&str, usize, usize)]) {
+    let mut tensors = std::collections::HashMap::new();
+    for (layer, outputs, inputs) in layers {
+        let part = |rows: usize, columns: usize| {
+            let numbers: Vec<f32> = (0..rows * columns)
+                .map(|i| (i * 7919 % 13) as f32 / 6.0 - 1.0)
+                .collect();
+            Tensor::from_vec(numbers, (rows, columns), &Device::Cpu).unwrap()
+        };
+        tensors.insert(format!("{layer}.lora_up.weight"), part(*outputs, 2));
+        tensors.insert(format!("{layer}.lora_down.weight"), part(2, *inputs));
+    }
+    candle_core::safetensors::save(&tensors, path).unwrap();
+}
+
+#[test]
+fn a_lora_that_fails_leaves_nothing_of_the_one_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = ("lora_te_text_model_encoder_layers_0_mlp_fc1", 32, 16);
+    write_lora(&dir.path().join("text.safetensors"), &[text]);
+    write_lora(
+        &dir.path().join("elsewhere.safetensors"),
+        &[("lora_unet_nowhere", 8, 8)],
+    );
+    write_lora(&dir.path().join("misfit.safetensors"), &[(text.0, 8, 8)]);
+    std::fs::write(dir.path().join("empty.safetensors"), "").unwrap();
+    let lora_dir = Some(dir.path().to_owned());
+    let options = LoadOptions {
+        lora_dir,
+        ..LoadOptions::default()
+    };
+    let mut pipeline = model_with("sd1", DtypeChoice::F32, options);
+    let plain = request(&case("sd1", "txt2img"));
+    let with = |name: &str| GenerationRequest {
+        loras: vec![LoraRef {
+            name: name.to_owned(),
+            strength: 1.0,
+        }],
+        ..plain.clone()
+    };
+    let before = paint(pipeline.as_mut(), &plain);
+    for failing in ["elsewhere", "misfit", "empty", "nobody"] {
+        let changed = paint(pipeline.as_mut(), &with("text"));
+        assert!(decoded(&changed, 0) != decoded(&before, 0), "the LoRA does nothing");
+        let failed = pipeline.generate(&with(failing), &mut Recorder::default());
+        assert!(failed.is_err(), "{failing}");
+        let after = paint(pipeline.as_mut(), &plain);
+        assert!(after.images == before.images, "another picture after {failing}");
+    }
 }
 
 #[test]

@@ -29,6 +29,23 @@ fn ids_equal_those_of_transformers() {
 }
 
 #[test]
+fn a_text_encoder_that_knows_fewer_tokens_is_refused() {
+    let tokenizer = ClipTokenizer::built_in(Padding::End).unwrap();
+    assert!(tokenizer.fits(49408).is_ok());
+    let error = tokenizer.fits(100).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            TextError::Vocabulary {
+                largest: 49407,
+                tokens: 100
+            }
+        ),
+        "{error}"
+    );
+}
+
+#[test]
 fn long_prompts_are_cut_where_a1111_cuts_them() {
     let tokenizer = ClipTokenizer::built_in(Padding::Bang).unwrap();
     for row in fixture("chunks.json").as_array().unwrap() {

@@ -43,10 +43,14 @@ impl Flux {
 
     fn apply_loras(&mut self, wanted: &[LoraRef], warnings: &mut Vec<String>) -> Result<(), PipelineError> {
         let parts = &mut self.parts;
-        let applied = self.loras.apply(wanted, || parts.layers())?;
-        if applied.changed && applied.touches_text {
-            self.parts.text.forget();
+        let applied = self.loras.apply(wanted, || parts.layers());
+        if applied
+            .as_ref()
+            .map_or(true, |applied| applied.changed && applied.touches_text)
+        {
+            parts.text.forget();
         }
+        let applied = applied?;
         warnings.extend(applied.warnings);
         Ok(())
     }

@@ -67,6 +67,7 @@ impl FluxText {
         };
         let t5_tokenizer = T5Tokenizer::from_files(files.tokenizer_2()?)?;
         let place = Place::new(files, &compute.device, compute.dtype)?;
+        clip_tokenizer.fits(place.clip.0.vocab_size)?;
         let length = t5_tokenizer.longest().map_or(length, |longest| length.min(longest));
         let mut text = Self {
             place,

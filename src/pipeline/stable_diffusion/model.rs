@@ -150,6 +150,7 @@ fn encoder(files: &ModelFiles, component: Component) -> Result<TextEncoder, Part
         _ => UsualLayer::Last,
     };
     let config = ClipConfig::parse(files.config(component)?)?;
+    tokenizer.fits(config.vocab_size)?;
     Ok(TextEncoder::new(tokenizer, config, usual, files.tensors(component)?))
 }
 

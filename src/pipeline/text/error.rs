@@ -1,6 +1,7 @@
 //! Why a prompt could not be read.
 
 use crate::models::ModelError;
+use crate::weights::without_backtrace;
 
 /// Errors of tokenizers and text encoders.
 #[derive(Debug, thiserror::Error)]
@@ -11,6 +12,17 @@ pub enum TextError {
     /// A tokenizer file that cannot be used.
     #[error("{0} cannot be used: {1}")]
     Damaged(&'static str, String),
+    /// A tokenizer that belongs to another text encoder.
+    #[error(
+        "the tokenizer has a token {largest}, but the text encoder knows {tokens} tokens only; put the tokenizer that belongs \
+         to it beside the model, in a folder `tokenizer`"
+    )]
+    Vocabulary {
+        /// Its largest id.
+        largest: u32,
+        /// Rows of the text encoder's table.
+        tokens: usize,
+    },
     /// The tokenizer gave up on a text.
     #[error("the prompt could not be tokenised: {0}")]
     Tokenize(String),
@@ -18,6 +30,6 @@ pub enum TextError {
     #[error(transparent)]
     Load(#[from] ModelError),
     /// The text encoder failed.
-    #[error("the text encoder failed: {0}")]
+    #[error("the text encoder failed: {}", without_backtrace(.0))]
     Encoder(#[from] candle_core::Error),
 }

@@ -129,6 +129,19 @@ impl ClipTokenizer {
         })
     }
 
+    /// Checks that a text encoder knows as many tokens as there are here.
+    ///
+    /// # Errors
+    /// It knows fewer: every prompt would fail.
+    pub fn fits(&self, tokens: usize) -> Result<(), TextError> {
+        let largest = self.bos.max(self.eos).max(self.pad);
+        if (largest as usize) < tokens {
+            Ok(())
+        } else {
+            Err(TextError::Vocabulary { largest, tokens })
+        }
+    }
+
     /// The ids of a text, without start and end token, however many.
     ///
     /// # Errors

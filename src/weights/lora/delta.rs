@@ -11,7 +11,7 @@ use super::file::number;
 use super::keys::Param;
 use super::lengths::Lengths;
 use super::rows::Rows;
-use crate::weights::Factors;
+use crate::weights::{Factors, without_backtrace};
 
 /// One layer's change as its file has it, in `f32` on the CPU.
 #[derive(Clone, Debug)]
@@ -95,14 +95,7 @@ impl Change {
     /// Puts a layer's tensors together. `noted_scale` is used where the file has no alpha.
     pub fn new(parts: &Parts, noted_scale: Option<f64>) -> std::result::Result<Self, String> {
         Self::build(parts, noted_scale)
-            .map_err(|error| {
-                // Candle adds a backtrace on lines of its own.
-                let text = error.to_string();
-                format!(
-                    "has tensors that do not fit together: {}",
-                    text.lines().next().unwrap_or_default()
-                )
-            })?
+            .map_err(|error| format!("has tensors that do not fit together: {}", without_backtrace(&error)))?
             .ok_or_else(|| {
                 let names: Vec<String> = parts.keys().map(|param| format!("{param:?}")).collect();
                 format!("is incomplete: it has only {}", names.join(", "))

@@ -1,6 +1,6 @@
 //! Why a LoRA could not be applied.
 
-use crate::weights::WeightsError;
+use crate::weights::{WeightsError, without_backtrace};
 
 /// Errors of finding, reading and applying LoRAs. All but those of reading are the request's fault.
 #[derive(Debug, thiserror::Error)]
@@ -80,7 +80,7 @@ pub enum LoraError {
         source: WeightsError,
     },
     /// An operation on a weight failed.
-    #[error("lora: {0}")]
+    #[error("lora: {}", without_backtrace(.0))]
     Tensor(#[from] candle_core::Error),
 }
 

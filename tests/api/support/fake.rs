@@ -127,7 +127,12 @@ impl Pipeline for FakePipeline {
                 total_s: 0.5,
                 ..Timings::default()
             },
-            warnings: Vec::new(),
+            warnings: request
+                .prompt
+                .strip_prefix("warn ")
+                .map(str::to_owned)
+                .into_iter()
+                .collect(),
         })
     }
 }
