@@ -105,21 +105,22 @@ const OTHERS: &[(&str, &str)] = &[
 /// # Errors
 /// It fits no family; the text says what was found.
 pub(super) fn recognise(source: &dyn TensorSource) -> Result<Denoiser, String> {
+    let mut names = source.names();
     for &prefix in PREFIXES {
+        let any = |part: &str| {
+            let own = |name: &String| name.strip_prefix(prefix).is_some_and(|own| own.starts_with(part));
+            names.iter().any(own)
+        };
         let shape = |name: &str| source.describe(&format!("{prefix}{name}")).map(|(shape, _)| shape);
         let has = |name: &str| shape(name).is_some();
         let original = has_original_flux(source, prefix) && !has("distilled_guidance_layer.in_proj.weight");
         if original || (has("transformer_blocks.0.attn.add_q_proj.weight") && has("x_embedder.weight")) {
-            let names = source.names();
-            let dev = ["guidance_in.", "time_text_embed.guidance_embedder."]
-                .map(|part| format!("{prefix}{part}"))
-                .iter()
-                .any(|part| names.iter().any(|name| name.starts_with(part)));
+            let dev = any("guidance_in.") || any("time_text_embed.guidance_embedder.");
             let family = if dev { Family::FluxDev } else { Family::FluxSchnell };
             let naming = if original { Naming::Original } else { Naming::Diffusers };
             return Ok(Denoiser { family, prefix, naming });
         }
-        if has("input_blocks.0.0.weight") {
+        if any("input_blocks.") {
             let family = stable_diffusion(source, prefix)?;
             return Ok(Denoiser {
                 family,
@@ -128,7 +129,6 @@ pub(super) fn recognise(source: &dyn TensorSource) -> Result<Denoiser, String> {
             });
         }
     }
-    let mut names = source.names();
     names.sort_unstable();
     if let Some((_, text)) = OTHERS
         .iter()

@@ -9,7 +9,7 @@ use super::AttentionShape;
 use crate::amx::{Block, Form, Sums, TILE, Tiles};
 use crate::buffer::{Scratch, carve, carved_bytes};
 use crate::pool::{SharedMut, parallel_chunks, parallel_for};
-use crate::simd::Element;
+use crate::simd::{Element, FINE_TERMS};
 
 /// Columns of a packed panel.
 const PANEL: usize = 32;
@@ -433,22 +433,14 @@ unsafe fn add<T: Element>(tiles: &Tiles, form: Form, product: Block, a_low: usiz
     }
 }
 
-/// 2^x for x <= 0. For bf16, relative error about 1e-4, far less than their rounding; for f32 about 1e-7 (Cephes' exp2f).
+/// 2^x for x <= 0. For bf16, relative error about 1e-4, far less than their rounding; for f32 about 1e-7, as [`crate::simd::Simd::exp2`].
 #[inline]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 fn exp2<T: Element>(x: __m512) -> __m512 {
     if !T::IS_BF16 {
         let n = _mm512_roundscale_ps::<0>(x);
         let f = _mm512_sub_ps(x, n);
-        let terms = [
-            1.339_887_4e-3,
-            9.618_437e-3,
-            5.550_332_5e-2,
-            2.402_264_8e-1,
-            6.931_472e-1,
-            1.0,
-        ];
-        let p = terms.into_iter().fold(_mm512_set1_ps(1.535_336_2e-4), |p, term| {
+        let p = FINE_TERMS[1..].iter().fold(_mm512_set1_ps(FINE_TERMS[0]), |p, &term| {
             _mm512_fmadd_ps(p, f, _mm512_set1_ps(term))
         });
         return _mm512_scalef_ps(p, n);

@@ -55,6 +55,9 @@ const DEEP: usize = 1024;
 /// Bytes of such rows.
 const ROWS_BYTES: usize = 1 << 20;
 
+/// Rows of a block of multiply-adds or dot products.
+const ROWS_UNIT: usize = 12;
+
 /// Sizes of the blocks of one product.
 #[derive(Debug, Clone, Copy)]
 struct Plan {
@@ -246,7 +249,7 @@ impl Task<'_> {
     }
 
     fn run_f32(&self) {
-        let unit = 12;
+        let unit = ROWS_UNIT;
         let rows = self.rows.1 - self.rows.0;
         let round = matches!(self.weights.data, Data::Bf16(_));
         let direct = match self.a.x {
@@ -294,8 +297,14 @@ impl Task<'_> {
                 let a = (base.add(row * lda + at.get()), lda);
                 let (c, size) = (step.sums, (count, depth.get()));
                 match self.panel_ptr(step) {
-                    PanelPtr::F32(b) => micro::panel::<micro::Floats>(a, b, c, size, !step.first),
-                    PanelPtr::Pairs(b) => micro::panel::<micro::Widened>(a, b, c, size, !step.first),
+                    PanelPtr::F32(b) => {
+                        let b = (b, self.soon::<micro::Floats>(b, (step.panel, row), depth.get()));
+                        micro::panel::<micro::Floats>(a, b, c, size, !step.first);
+                    }
+                    PanelPtr::Pairs(b) => {
+                        let b = (b, self.soon::<micro::Widened>(b, (step.panel, row), depth.get()));
+                        micro::panel::<micro::Widened>(a, b, c, size, !step.first);
+                    }
                 }
             }
         });
@@ -303,7 +312,7 @@ impl Task<'_> {
 
     #[cfg(target_arch = "x86_64")]
     fn run_dot(&self) {
-        let unit = 12;
+        let unit = ROWS_UNIT;
         let rows = self.rows.1 - self.rows.0;
         let lda = self.plan.depth + 2 * LANES;
         let kept = self.kept(unit);
@@ -329,6 +338,7 @@ impl Task<'_> {
                 // SAFETY: as in `run_f32`.
                 unsafe {
                     let a = (base.add(row * lda), lda);
+                    let b = (b, self.soon::<micro::Dots>(b, (step.panel, row), depth.get()));
                     micro::panel::<micro::Dots>(a, b, step.sums, (count, depth.get()), !step.first);
                 }
             }
@@ -416,6 +426,15 @@ impl Task<'_> {
             }
         });
         drop(tiles);
+    }
+
+    /// The part of the panel after `panel`, whose first number of this depth is at `b`, that the block at `row` brings near.
+    fn soon<O: micro::Operands>(&self, b: *const O::B, (panel, row): (usize, usize), depth: usize) -> *const O::B {
+        if panel + 1 == self.panels.1 {
+            return std::ptr::null();
+        }
+        let next = b.wrapping_add(self.weights.inputs().next_multiple_of(32) * PANEL);
+        next.wrapping_byte_add(row / ROWS_UNIT * micro::soon_bytes::<O>(depth))
     }
 
     fn panel_ptr(&self, step: &Step) -> PanelPtr {

@@ -122,19 +122,47 @@ impl Operands for Dots {
     }
 }
 
-/// `c (+)= a b` for rows of A, `lda` apart, and one packed panel. C is contiguous, 32 columns a row.
+/// `c (+)= a b` for rows of A, `lda` apart, and one packed panel. C is contiguous, 32 columns a row. Meanwhile as many bytes from
+/// `soon` on as [`soon_bytes`] says are brought near; it may be any pointer.
 ///
 /// # Safety
 /// As for [`block`] with two vectors.
 pub(super) unsafe fn panel<O: Operands>(
     a: (*const O::A, usize),
-    b: *const O::B,
+    (b, soon): (*const O::B, *const O::B),
     c: *mut f32,
     size: (usize, usize),
     accumulate: bool,
 ) {
-    // SAFETY: the caller's promise.
-    unsafe { dispatched::<O>(a, (b, PANEL, 2), (c, PANEL), size, accumulate) }
+    dispatch(Block::<O> {
+        a,
+        b: (b, PANEL, 2),
+        c: (c, PANEL),
+        size,
+        accumulate,
+        soon: soon.cast(),
+    });
+}
+
+/// Steps of the depth for each cache line that is brought near: the next panel is there after sixteen blocks of rows.
+const STEPS_PER_LINE: usize = 8;
+
+/// Bytes that one block of rows brings near.
+pub(super) fn soon_bytes<O: Operands>(depth: usize) -> usize {
+    (depth / O::STEP).div_ceil(STEPS_PER_LINE) * 64
+}
+
+/// Asks for a cache line, without waiting for it.
+#[inline(always)]
+fn bring_near(line: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a hint, which never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
 }
 
 /// [`block`] at the level in use.
@@ -154,6 +182,7 @@ pub(crate) unsafe fn dispatched<O: Operands>(
         c,
         size,
         accumulate,
+        soon: std::ptr::null(),
     });
 }
 
@@ -163,6 +192,8 @@ struct Block<O: Operands> {
     c: (*mut f32, usize),
     size: (usize, usize),
     accumulate: bool,
+    /// What to bring near meanwhile; nothing if null.
+    soon: *const u8,
 }
 
 impl<O: Operands> Kernel for Block<O> {
@@ -173,9 +204,9 @@ impl<O: Operands> Kernel for Block<O> {
         unsafe {
             if (self.b.1, self.b.2, self.c.1) == (PANEL, 2, PANEL) {
                 let (b, c) = ((self.b.0, PANEL, 2), (self.c.0, PANEL));
-                block::<S, O>(s, self.a, b, c, self.size, self.accumulate);
+                block::<S, O>(s, self.a, b, c, self.size, (self.accumulate, self.soon));
             } else {
-                block::<S, O>(s, self.a, self.b, self.c, self.size, self.accumulate);
+                block::<S, O>(s, self.a, self.b, self.c, self.size, (self.accumulate, self.soon));
             }
         }
     }
@@ -193,7 +224,7 @@ unsafe fn block<S: Simd, O: Operands>(
     (b, ldb, vectors): (*const O::B, usize, usize),
     (c, ldc): (*mut f32, usize),
     (rows, depth): (usize, usize),
-    accumulate: bool,
+    (accumulate, soon): (bool, *const u8),
 ) {
     let mut row = 0;
     while row < rows {
@@ -202,31 +233,34 @@ unsafe fn block<S: Simd, O: Operands>(
             let left = rows - row;
             let (a, c) = ((a.add(row * lda), lda), (c.add(row * ldc), ldc));
             let steps = depth / O::STEP;
+            // The first tile does it for the block.
+            let how = (accumulate, if row == 0 { soon } else { std::ptr::null() });
             row += match (S::REGISTERS, vectors) {
                 (32, 2) => match left {
-                    12.. => tile::<S, O, 12, 2>(s, a, (b, ldb), c, steps, accumulate),
-                    6.. => tile::<S, O, 6, 2>(s, a, (b, ldb), c, steps, accumulate),
-                    3.. => tile::<S, O, 3, 2>(s, a, (b, ldb), c, steps, accumulate),
-                    _ => tile::<S, O, 1, 2>(s, a, (b, ldb), c, steps, accumulate),
+                    12.. => tile::<S, O, 12, 2>(s, a, (b, ldb), c, steps, how),
+                    6.. => tile::<S, O, 6, 2>(s, a, (b, ldb), c, steps, how),
+                    3.. => tile::<S, O, 3, 2>(s, a, (b, ldb), c, steps, how),
+                    _ => tile::<S, O, 1, 2>(s, a, (b, ldb), c, steps, how),
                 },
                 (32, _) => match left {
-                    12.. => tile::<S, O, 12, 1>(s, a, (b, ldb), c, steps, accumulate),
-                    4.. => tile::<S, O, 4, 1>(s, a, (b, ldb), c, steps, accumulate),
-                    _ => tile::<S, O, 1, 1>(s, a, (b, ldb), c, steps, accumulate),
+                    12.. => tile::<S, O, 12, 1>(s, a, (b, ldb), c, steps, how),
+                    4.. => tile::<S, O, 4, 1>(s, a, (b, ldb), c, steps, how),
+                    _ => tile::<S, O, 1, 1>(s, a, (b, ldb), c, steps, how),
                 },
                 _ => {
+                    let alone = (accumulate, std::ptr::null());
                     for j in 1..vectors {
                         let (b, c) = (b.add(j * LANES * O::STEP), c.0.add(j * LANES));
                         match left {
-                            6.. => tile::<S, O, 6, 1>(s, a, (b, ldb), (c, ldc), steps, accumulate),
-                            3.. => tile::<S, O, 3, 1>(s, a, (b, ldb), (c, ldc), steps, accumulate),
-                            _ => tile::<S, O, 1, 1>(s, a, (b, ldb), (c, ldc), steps, accumulate),
+                            6.. => tile::<S, O, 6, 1>(s, a, (b, ldb), (c, ldc), steps, alone),
+                            3.. => tile::<S, O, 3, 1>(s, a, (b, ldb), (c, ldc), steps, alone),
+                            _ => tile::<S, O, 1, 1>(s, a, (b, ldb), (c, ldc), steps, alone),
                         };
                     }
                     match left {
-                        6.. => tile::<S, O, 6, 1>(s, a, (b, ldb), c, steps, accumulate),
-                        3.. => tile::<S, O, 3, 1>(s, a, (b, ldb), c, steps, accumulate),
-                        _ => tile::<S, O, 1, 1>(s, a, (b, ldb), c, steps, accumulate),
+                        6.. => tile::<S, O, 6, 1>(s, a, (b, ldb), c, steps, how),
+                        3.. => tile::<S, O, 3, 1>(s, a, (b, ldb), c, steps, how),
+                        _ => tile::<S, O, 1, 1>(s, a, (b, ldb), c, steps, how),
                     }
                 }
             };
@@ -234,7 +268,8 @@ unsafe fn block<S: Simd, O: Operands>(
     }
 }
 
-/// MR rows by NV vectors, in registers from the first step to the last. Returns MR.
+/// MR rows by NV vectors, in registers from the first step to the last, with a flag whether to add to C and what to bring near.
+/// Returns MR.
 ///
 /// # Safety
 /// As for [`block`].
@@ -245,7 +280,7 @@ unsafe fn tile<S: Simd, O: Operands, const MR: usize, const NV: usize>(
     (b, ldb): (*const O::B, usize),
     (c, ldc): (*mut f32, usize),
     steps: usize,
-    accumulate: bool,
+    (accumulate, soon): (bool, *const u8),
 ) -> usize {
     // SAFETY: the caller's promise.
     unsafe {
@@ -257,9 +292,14 @@ unsafe fn tile<S: Simd, O: Operands, const MR: usize, const NV: usize>(
                 }
             }
         }
-        for k in 0..steps {
-            let (a, b) = (a.add(k * O::STEP), b.add(k * ldb * O::STEP));
-            O::step::<S, MR, NV>(s, (a, lda), b, &mut sums);
+        for line in 0..steps.div_ceil(STEPS_PER_LINE) {
+            if !soon.is_null() {
+                bring_near(soon.wrapping_add(line * 64));
+            }
+            for k in line * STEPS_PER_LINE..((line + 1) * STEPS_PER_LINE).min(steps) {
+                let (a, b) = (a.add(k * O::STEP), b.add(k * ldb * O::STEP));
+                O::step::<S, MR, NV>(s, (a, lda), b, &mut sums);
+            }
         }
         for (i, line) in sums.iter().enumerate() {
             for (j, &sum) in line.iter().enumerate() {

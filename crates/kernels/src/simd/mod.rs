@@ -158,7 +158,7 @@ pub(crate) trait Simd: Copy {
 }
 
 /// 2^x between -0.5 and 0.5, highest power first: the polynomials of least relative error.
-const FINE_TERMS: [f32; 6] = [
+pub(crate) const FINE_TERMS: [f32; 6] = [
     0.001_327_647_2,
     0.009_675_541,
     0.055_507_13,
