@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 
 HERE = Path(__file__).parent
-LEFT, WIDTH, BAR, TOP = 300, 420, 22, 48
+LEFT, WIDTH, BAR, TOP = 360, 420, 22, 48
 COLOURS = {"OpenVINO": "#0b6bcb", "PyTorch": "#d9480f", "candle": "#6741d9", "stable-diffusion.cpp": "#2b8a3e"}
 
 
@@ -32,7 +32,7 @@ def draw(rows):
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{LEFT + WIDTH + 80}" height="{height}" '
         'font-family="sans-serif" font-size="13">',
         '<rect width="100%" height="100%" fill="white"/>',
-        text(12, 20, "Time of sd-worker over the peer's, side by side on one machine; less is better", font_weight="bold"),
+        text(12, 20, "Time of sd-worker over the peer's, side by side; less is better", font_weight="bold"),
     ]
     for i, (row, ratio) in enumerate(zip(rows, ratios)):
         y = TOP + i * (BAR + 8)
