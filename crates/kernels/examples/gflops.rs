@@ -1,7 +1,8 @@
 //! Prints GFLOP/s of the products beside the machine's peak.
 //!
 //! `cargo run --release -p sd-kernels --example gflops [-- NAME]`. Rates are per second of processor time, so that other work on
-//! the machine disturbs them little; multiply by the number of cores.
+//! the machine disturbs them little; multiply by the number of cores. In the environment, `WALL` asks for rates by the clock,
+//! `COLD` for weights of linear layers that come from memory, `ROUNDS` for another number of tries than 5.
 #![allow(clippy::unwrap_used)]
 
 use half::bf16;
@@ -11,12 +12,18 @@ unsafe extern "C" {
     fn clock_gettime(clock: i32, time: *mut [i64; 2]) -> i32;
 }
 
-/// Seconds of processor time this process has used.
-fn cpu_seconds() -> f64 {
+/// Seconds of processor time this process has used, or by the clock.
+fn seconds() -> f64 {
+    const MONOTONIC: i32 = 1;
     const PROCESS_CPU_TIME: i32 = 2;
+    let clock = if std::env::var_os("WALL").is_some() {
+        MONOTONIC
+    } else {
+        PROCESS_CPU_TIME
+    };
     let mut time = [0i64; 2];
     // SAFETY: the C library writes one timespec, two 64-bit numbers on the 64-bit systems this runs on.
-    unsafe { clock_gettime(PROCESS_CPU_TIME, &raw mut time) };
+    unsafe { clock_gettime(clock, &raw mut time) };
     time[0] as f64 + time[1] as f64 * 1e-9
 }
 
@@ -28,11 +35,32 @@ fn measure(name: &str, flop: f64, mut run: impl FnMut()) {
     let mut best = f64::MAX;
     for _ in 0..std::env::var("ROUNDS").map_or(5, |n| n.parse().unwrap()) {
         let rounds = (2e9 / flop).ceil().max(1.0);
-        let start = cpu_seconds();
+        let start = seconds();
         (0..rounds as usize).for_each(|_| run());
-        best = best.min((cpu_seconds() - start) / rounds);
+        best = best.min((seconds() - start) / rounds);
     }
     println!("{name:<44} {:>9.1} GFLOP/s  {:>9.3} ms", flop / best / 1e9, best * 1e3);
+}
+
+/// Numbers from -1 to 1: equal ones would cost the processor less power.
+fn numbers<T: Element>(len: usize) -> Vec<T> {
+    let mut x = 0x2545_F491_4F6C_DD1Du64;
+    let next = |_| {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        T::from_f32((x >> 40) as f32 / (1u64 << 23) as f32 - 1.0)
+    };
+    (0..len).map(next).collect()
+}
+
+/// Copies of weights to go round, so that they come from memory; one unless `COLD` is set.
+fn copies(numbers: usize) -> usize {
+    if std::env::var_os("COLD").is_some() {
+        (128 << 20) / numbers + 1
+    } else {
+        1
+    }
 }
 
 fn products<T: Element>(kind: WeightType) {
@@ -52,10 +80,16 @@ fn products<T: Element>(kind: WeightType) {
         (512, 1280, 5120),
         (154, 640, 768),
         (2, 1280, 1280),
+        (512, 10240, 1280),
+        (2048, 5120, 640),
+        (512, 3840, 1280),
     ] {
-        let a = vec![T::from_f32(0.5); m * k];
-        let w = vec![0.25f32; n * k];
-        let packed = PackedWeights::pack(WeightSource::F32(&w), (n, k), kind, Columns::Plain).unwrap();
+        let a = numbers::<T>(m * k);
+        let w = numbers::<f32>(n * k);
+        let packed: Vec<_> = (0..copies(n * k))
+            .map(|_| PackedWeights::pack(WeightSource::F32(&w), (n, k), kind, Columns::Plain).unwrap())
+            .collect();
+        let mut packed = packed.iter().cycle();
         let mut out = vec![T::default(); m * n];
         let bias = vec![0.1f32; n];
         let ep = Epilogue {
@@ -63,20 +97,26 @@ fn products<T: Element>(kind: WeightType) {
             ..Epilogue::default()
         };
         measure(&format!("{name} linear {m}x{n}x{k}"), 2.0 * (m * n * k) as f64, || {
-            linear(&a, m, &packed, &ep, &mut out).unwrap();
+            linear(&a, m, packed.next().unwrap(), &ep, &mut out).unwrap();
         });
     }
-    let (m, n, k) = (8192, 2560, 320);
-    let a = vec![T::from_f32(0.5); m * k];
-    let packed = PackedWeights::pack(WeightSource::F32(&vec![0.25f32; n * k]), (n, k), kind, Columns::Gated).unwrap();
-    let mut out = vec![T::default(); m * n / 2];
-    let ep = Epilogue {
-        activation: Activation::GeluErf,
-        ..Epilogue::default()
-    };
-    measure(&format!("{name} geglu {m}x{n}x{k}"), 2.0 * (m * n * k) as f64, || {
-        linear(&a, m, &packed, &ep, &mut out).unwrap();
-    });
+    for (m, n, k) in [(8192, 2560, 320), (2048, 5120, 640), (512, 10240, 1280)] {
+        let a = numbers::<T>(m * k);
+        let packed: Vec<_> = (0..copies(n * k))
+            .map(|_| {
+                PackedWeights::pack(WeightSource::F32(&numbers::<f32>(n * k)), (n, k), kind, Columns::Gated).unwrap()
+            })
+            .collect();
+        let mut packed = packed.iter().cycle();
+        let mut out = vec![T::default(); m * n / 2];
+        let ep = Epilogue {
+            activation: Activation::GeluErf,
+            ..Epilogue::default()
+        };
+        measure(&format!("{name} geglu {m}x{n}x{k}"), 2.0 * (m * n * k) as f64, || {
+            linear(&a, m, packed.next().unwrap(), &ep, &mut out).unwrap();
+        });
+    }
     for (b, side, from, to, kernel) in [
         (2, 64, 320, 320, 3),
         (2, 32, 640, 640, 3),
@@ -87,9 +127,9 @@ fn products<T: Element>(kind: WeightType) {
         (1, 256, 128, 3, 3),
     ] {
         let shape = ConvShape::same(from, to, kernel);
-        let x = vec![T::from_f32(0.5); b * side * side * from];
+        let x = numbers::<T>(b * side * side * from);
         let conv = PackedWeights::pack_conv(
-            WeightSource::F32(&vec![0.25f32; from * to * kernel * kernel]),
+            WeightSource::F32(&numbers::<f32>(from * to * kernel * kernel)),
             &shape,
             kind,
         )
@@ -199,7 +239,12 @@ fn passes<T: Element>() {
 }
 
 fn main() {
-    println!("{:?}, {} threads", isa(), threads());
+    let (f32, bf16) = (peak_gflops(WeightType::F32), peak_gflops(WeightType::Bf16));
+    println!(
+        "{:?}, {} threads, at most {f32:.0} GFLOP/s in f32, {bf16:.0} in bf16",
+        isa(),
+        threads()
+    );
     products::<f32>(WeightType::F32);
     products::<f32>(WeightType::Split);
     products::<bf16>(WeightType::Bf16);

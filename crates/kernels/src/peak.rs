@@ -5,10 +5,11 @@ use std::time::Instant;
 
 use crate::WeightType;
 use crate::pool::{parallel_for, threads};
-use crate::simd::{Kernel, Simd, dispatch};
+use crate::simd::{Kernel, LANES, Words, dispatch};
 
 /// GFLOP/s of all threads together, doing nothing but multiply-adds at the level in use: on registers in f32; in bf16 by AMX
-/// tiles on a few numbers in the first-level cache, or as f32 where there are none. The best of a few tries.
+/// tiles on a few numbers in the first-level cache, by dot products on registers, or as f32 where there are neither. The best of
+/// a few tries.
 pub fn peak_gflops(kind: WeightType) -> f64 {
     let tries = (0..8).map(|_| {
         let start = Instant::now();
@@ -24,11 +25,39 @@ pub fn peak_gflops(kind: WeightType) -> f64 {
 /// Works for some milliseconds and answers the operations done.
 fn one(kind: WeightType) -> u64 {
     #[cfg(target_arch = "x86_64")]
-    if kind == WeightType::Bf16 && crate::isa::isa() == crate::isa::Isa::Amx {
-        return on_tiles();
+    match (kind, crate::isa::isa()) {
+        (WeightType::Bf16, crate::isa::Isa::Amx) => return on_tiles(),
+        (WeightType::Bf16, crate::isa::Isa::Avx512Bf16) => return dispatch(Dots),
+        _ => {}
     }
     let _ = kind;
     dispatch(Registers)
+}
+
+/// Chains that keep two units busy, and no more than there are registers for.
+const CHAINS: usize = 12;
+const ROUNDS: u64 = 1 << 18;
+
+#[cfg(target_arch = "x86_64")]
+struct Dots;
+
+#[cfg(target_arch = "x86_64")]
+impl Kernel for Dots {
+    type Out = u64;
+    #[inline(always)]
+    fn run<S: Words>(self, s: S) -> u64 {
+        let numbers = black_box([half::bf16::ONE; 2 * LANES]);
+        // SAFETY: there are sixteen pairs.
+        let x = unsafe { s.pairs(numbers.as_ptr()) };
+        let mut sums = [s.zero(); CHAINS];
+        for _ in 0..ROUNDS {
+            for sum in &mut sums {
+                *sum = s.dot(x, x, *sum);
+            }
+        }
+        black_box(sums.map(|sum| s.sum(sum)));
+        ROUNDS * (CHAINS * LANES * 4) as u64
+    }
 }
 
 struct Registers;
@@ -36,11 +65,9 @@ struct Registers;
 impl Kernel for Registers {
     type Out = u64;
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> u64 {
-        const ROUNDS: u64 = 1 << 18;
-        // As many chains as keep two units busy, and no more than there are registers for.
+    fn run<S: Words>(self, s: S) -> u64 {
         let (x, y) = (s.splat(black_box(0.999)), s.splat(black_box(1e-3)));
-        let mut sums = [x; 12];
+        let mut sums = [x; CHAINS];
         for _ in 0..ROUNDS {
             for sum in &mut sums {
                 *sum = s.fma(*sum, x, y);
@@ -48,7 +75,7 @@ impl Kernel for Registers {
         }
         let total = sums.into_iter().fold(s.zero(), |a, b| s.add(a, b));
         black_box(s.sum(total));
-        ROUNDS * 12 * 16 * 2
+        ROUNDS * (CHAINS * LANES * 2) as u64
     }
 }
 

@@ -1,5 +1,7 @@
 //! Attention in vector lanes, for every instruction level: f32, or pairs of bf16 where there are dot products of them.
 
+use std::marker::PhantomData;
+
 use super::{AttentionMask, AttentionShape};
 use crate::buffer::{Plain, Scratch, carve, carved_bytes};
 use crate::gemm::micro::{Operands, dispatched};
@@ -49,17 +51,30 @@ pub(super) fn attention<T: Element, N: Element + Plain, O: Operands<A = N, B = N
     let (packed_k, rest) = carve::<N>(scratch.area(), heads * per_head_k);
     let (packed_v, _) = carve::<N>(rest, heads * per_head_v);
     parallel_chunks(packed_k, per_head_k, |head, to| {
-        pack_keys::<T, N, O>(k, shape, head, to);
+        dispatch(PackKeys {
+            k,
+            shape,
+            head: (head / shape.heads, head % shape.heads),
+            to,
+            operands: PhantomData::<O>,
+        });
     });
     parallel_chunks(packed_v, per_head_v, |head, to| {
-        pack_values::<T, N, O>(v, shape, (head, sizes), to);
+        dispatch(PackValues {
+            v,
+            shape,
+            sizes,
+            head: (head / shape.heads, head % shape.heads),
+            to,
+            operands: PhantomData::<O>,
+        });
     });
     let (packed_k, packed_v) = (&*packed_k, &*packed_v);
     let out = SharedMut::new(out);
     let blocks = shape.queries.div_ceil(sizes.queries);
     parallel_for(heads * blocks, |task| {
         let (head, block) = (task / blocks, task % blocks);
-        dispatch(Task::<T, N, O> {
+        dispatch(Task {
             q,
             k: &packed_k[head * per_head_k..][..per_head_k],
             v: &packed_v[head * per_head_v..][..per_head_v],
@@ -70,52 +85,92 @@ pub(super) fn attention<T: Element, N: Element + Plain, O: Operands<A = N, B = N
             out: &out,
             head: (head / shape.heads, head % shape.heads),
             first: block * sizes.queries,
-            operands: std::marker::PhantomData,
+            operands: PhantomData::<O>,
         });
     });
 }
 
-/// Keys in panels: `[keys / 32][width / step][32][step]`, zeros beyond the last key and the last number.
-fn pack_keys<T: Element, N: Element, O: Operands>(k: &[T], shape: &AttentionShape, head: usize, to: &mut [N]) {
-    let (image, head) = (head / shape.heads, head % shape.heads);
-    let depth = shape.width.next_multiple_of(O::STEP);
-    for (panel, to) in to.chunks_exact_mut(PANEL * depth).enumerate() {
-        for lane in 0..PANEL {
-            let key = panel * PANEL + lane;
-            let mut put = |i: usize, x: N| to[(i / O::STEP * PANEL + lane) * O::STEP + i % O::STEP] = x;
-            let from = if key < shape.keys {
-                &k[((image * shape.keys + key) * shape.heads + head) * shape.width..][..shape.width]
-            } else {
-                &[]
-            };
-            for (i, x) in from.iter().enumerate() {
-                put(i, N::from_f32(x.to_f32()));
+/// Rounds a row's numbers to those that are multiplied.
+#[inline(always)]
+fn convert<S: Words, T: Element, N: Element>(s: S, from: &[T], to: &mut [N]) {
+    for (to, from) in to.chunks_mut(LANES).zip(from.chunks(LANES)) {
+        store_some(s, to, load_some(s, from));
+    }
+}
+
+/// The numbers of one key or value of a head, given with its image.
+fn row<'a, T>(x: &'a [T], shape: &AttentionShape, (image, head): (usize, usize), key: usize) -> &'a [T] {
+    &x[((image * shape.keys + key) * shape.heads + head) * shape.width..][..shape.width]
+}
+
+/// Packs the keys of a head in panels: `[keys / 32][width / step][32][step]`, zeros beyond the last key and the last number.
+struct PackKeys<'a, T, N, O> {
+    k: &'a [T],
+    shape: &'a AttentionShape,
+    head: (usize, usize),
+    to: &'a mut [N],
+    operands: PhantomData<O>,
+}
+
+impl<T: Element, N: Element, O: Operands> Kernel for PackKeys<'_, T, N, O> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Words>(self, s: S) {
+        let shape = self.shape;
+        let depth = shape.width.next_multiple_of(O::STEP);
+        for (panel, to) in self.to.chunks_exact_mut(PANEL * depth).enumerate() {
+            let first = panel * PANEL;
+            let held = PANEL.min(shape.keys - first);
+            if held < PANEL {
+                to.fill(N::default());
             }
-            for i in from.len()..depth {
-                put(i, N::default());
+            for lane in 0..held {
+                let key = row(self.k, shape, self.head, first + lane);
+                for (from, to) in key.chunks(LANES).zip(to.chunks_mut(PANEL * LANES)) {
+                    let mut numbers = [N::default(); LANES];
+                    convert(s, from, &mut numbers[..from.len()]);
+                    for (step, to) in numbers.chunks_exact(O::STEP).zip(to.chunks_exact_mut(PANEL * O::STEP)) {
+                        to[lane * O::STEP..][..O::STEP].copy_from_slice(step);
+                    }
+                }
             }
         }
     }
 }
 
-/// Values in panels of up to 32 columns, each `[keys / step][columns][step]`, zeros beyond the last number and the last key.
-fn pack_values<T: Element, N: Element, O: Operands>(
-    v: &[T],
-    shape: &AttentionShape,
-    (head, sizes): (usize, Sizes),
-    to: &mut [N],
-) {
-    let (image, head) = (head / shape.heads, head % shape.heads);
-    to.fill(N::default());
-    for (panel, to) in to.chunks_mut(PANEL * sizes.keys).enumerate() {
-        let first = panel * PANEL;
-        let columns = to.len() / sizes.keys;
-        for (step, to) in to.chunks_exact_mut(columns * O::STEP).enumerate() {
-            for part in 0..O::STEP.min(shape.keys - step * O::STEP) {
-                let key = step * O::STEP + part;
-                let from = &v[((image * shape.keys + key) * shape.heads + head) * shape.width..][..shape.width];
-                for (to, x) in to.iter_mut().skip(part).step_by(O::STEP).zip(&from[first..]) {
-                    *to = N::from_f32(x.to_f32());
+/// Packs the values of a head in panels of up to 32 columns, each `[keys / step][columns][step]`, zeros beyond the last number and
+/// the last key.
+struct PackValues<'a, T, N, O> {
+    v: &'a [T],
+    shape: &'a AttentionShape,
+    sizes: Sizes,
+    head: (usize, usize),
+    to: &'a mut [N],
+    operands: PhantomData<O>,
+}
+
+impl<T: Element, N: Element, O: Operands> Kernel for PackValues<'_, T, N, O> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Words>(self, s: S) {
+        let (shape, keys) = (self.shape, self.sizes.keys);
+        for (panel, to) in self.to.chunks_mut(PANEL * keys).enumerate() {
+            let columns = to.len() / keys;
+            for (step, to) in to.chunks_exact_mut(columns * O::STEP).enumerate() {
+                for (block, to) in to.chunks_exact_mut(LANES * O::STEP).enumerate() {
+                    let first = panel * PANEL + block * LANES;
+                    let width = LANES.min(shape.width - first);
+                    let mut numbers = [[N::default(); LANES]; 2];
+                    let held = O::STEP.min(shape.keys - step * O::STEP);
+                    for (part, numbers) in numbers.iter_mut().enumerate().take(held) {
+                        let value = row(self.v, shape, self.head, step * O::STEP + part);
+                        convert(s, &value[first..][..width], &mut numbers[..width]);
+                    }
+                    for (i, to) in to.chunks_exact_mut(O::STEP).enumerate() {
+                        for (to, numbers) in to.iter_mut().zip(&numbers) {
+                            *to = numbers[i];
+                        }
+                    }
                 }
             }
         }
@@ -133,7 +188,7 @@ struct Task<'a, T, N, O> {
     out: &'a SharedMut<'a, T>,
     head: (usize, usize),
     first: usize,
-    operands: std::marker::PhantomData<O>,
+    operands: PhantomData<O>,
 }
 
 /// What a task keeps of its queries.
@@ -164,9 +219,7 @@ impl<T: Element, N: Element + Plain, O: Operands<A = N, B = N>> Kernel for Task<
         for (row, to) in q.chunks_exact_mut(depth).enumerate() {
             let from = &self.q[self.at(row)..][..self.shape.width];
             to[self.shape.width..].fill(N::default());
-            for (to, from) in to.chunks_mut(LANES).zip(from.chunks(LANES)) {
-                store_some(s, to, load_some(s, from));
-            }
+            convert(s, from, to);
         }
         let mut state = State {
             q,

@@ -57,6 +57,8 @@ const ROWS_BYTES: usize = 1 << 20;
 
 /// Rows of a block of multiply-adds or dot products.
 const ROWS_UNIT: usize = 12;
+/// What the rows of such a task are a multiple of: fewer at once do not keep the units busy.
+const ROWS_STEP: usize = 4;
 
 /// Sizes of the blocks of one product.
 #[derive(Debug, Clone, Copy)]
@@ -74,9 +76,9 @@ impl Plan {
     fn new(method: Method, rows: usize, weights: &PackedWeights) -> Self {
         let inner = weights.inputs().next_multiple_of(32);
         let (most_rows, most_depth, unit) = match method {
-            Method::F32 => (192, 768, 12),
+            Method::F32 => (192, 768, ROWS_UNIT),
             #[cfg(target_arch = "x86_64")]
-            Method::Dot => (192, 1024, 12),
+            Method::Dot => (192, 1024, ROWS_UNIT),
             #[cfg(target_arch = "x86_64")]
             Method::Tiles if inner < DEEP => (256, 512, 32),
             #[cfg(target_arch = "x86_64")]
@@ -97,13 +99,33 @@ impl Plan {
         // Wide products are cut so that the waiting sums stay in the second-level cache, short ones to feed every thread.
         let wanted = (3 * threads()).div_ceil(row_tasks).min(total_panels.div_ceil(4));
         let runs = wanted.max(total_panels.div_ceil(most_panels)).max(1);
+        let (rows, panels) = if unit == ROWS_UNIT {
+            even((rows, row_tasks), (total_panels, runs), threads())
+        } else {
+            (rows_per_task, total_panels.div_ceil(runs))
+        };
         Self {
             method,
-            rows: rows_per_task,
-            panels: total_panels.div_ceil(runs),
+            rows,
+            panels,
             depth,
         }
     }
+}
+
+/// Rows and panels of a task, so that the thread with the most work has as little as may be: from `row_tasks` blocks of rows and
+/// `runs` runs of panels on, whatever cuts no more than twice as fine.
+fn even((rows, row_tasks): (usize, usize), (panels, runs): (usize, usize), threads: usize) -> (usize, usize) {
+    let work = |&(rows_each, panels_each): &(usize, usize)| {
+        let tasks = rows.div_ceil(rows_each) * panels.div_ceil(panels_each);
+        // Each task reads its rows once, about as long as it takes to multiply them with one panel.
+        tasks.div_ceil(threads) * rows_each * (panels_each + 1)
+    };
+    let heights = (row_tasks..=row_tasks * 2).map(|tasks| rows.div_ceil(tasks).next_multiple_of(ROWS_STEP));
+    heights
+        .flat_map(|rows| (runs..=(runs * 2).min(panels)).map(move |runs| (rows, panels.div_ceil(runs))))
+        .min_by_key(work)
+        .unwrap_or((rows, panels))
 }
 
 /// `out = epilogue(a w^T)`.
@@ -444,5 +466,34 @@ impl Task<'_> {
             Data::Split(data) => PanelPtr::Pairs(data[at..].as_ptr().cast()),
             Data::Bf16(data) => PanelPtr::Pairs(data[at..].as_ptr()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_get_even_shares() {
+        for (rows, panels, threads) in [(2048, 20, 2), (128, 40, 2), (512, 40, 2), (8192, 10, 2), (512, 320, 16)] {
+            let row_tasks = usize::div_ceil(rows, 192);
+            let runs = usize::div_ceil(3 * threads, row_tasks);
+            let (rows_each, panels_each) = even((rows, row_tasks), (panels, runs), threads);
+            assert_eq!(rows_each % ROWS_STEP, 0);
+            assert!(
+                rows_each <= 192 && panels_each >= 2,
+                "{rows_each} rows, {panels_each} panels"
+            );
+            let tasks = rows.div_ceil(rows_each) * panels.div_ceil(panels_each);
+            let most = tasks.div_ceil(threads) * rows_each * panels_each;
+            let share = most as f64 * threads as f64 / (rows * panels) as f64;
+            assert!(share < 1.06, "{rows} rows, {panels} panels: {share} of an even share");
+        }
+    }
+
+    #[test]
+    fn little_work_is_one_task() {
+        assert_eq!(even((1, 1), (1, 1), 2), (ROWS_STEP, 1));
+        assert_eq!(even((4, 1), (2, 1), 1), (ROWS_STEP, 2));
     }
 }

@@ -238,12 +238,14 @@ unsafe fn block<S: Simd, O: Operands>(
             row += match (S::REGISTERS, vectors) {
                 (32, 2) => match left {
                     12.. => tile::<S, O, 12, 2>(s, a, (b, ldb), c, steps, how),
-                    6.. => tile::<S, O, 6, 2>(s, a, (b, ldb), c, steps, how),
-                    3.. => tile::<S, O, 3, 2>(s, a, (b, ldb), c, steps, how),
+                    8.. => tile::<S, O, 8, 2>(s, a, (b, ldb), c, steps, how),
+                    4.. => tile::<S, O, 4, 2>(s, a, (b, ldb), c, steps, how),
+                    2.. => tile::<S, O, 2, 2>(s, a, (b, ldb), c, steps, how),
                     _ => tile::<S, O, 1, 2>(s, a, (b, ldb), c, steps, how),
                 },
                 (32, _) => match left {
                     12.. => tile::<S, O, 12, 1>(s, a, (b, ldb), c, steps, how),
+                    8.. => tile::<S, O, 8, 1>(s, a, (b, ldb), c, steps, how),
                     4.. => tile::<S, O, 4, 1>(s, a, (b, ldb), c, steps, how),
                     _ => tile::<S, O, 1, 1>(s, a, (b, ldb), c, steps, how),
                 },
@@ -253,13 +255,15 @@ unsafe fn block<S: Simd, O: Operands>(
                         let (b, c) = (b.add(j * LANES * O::STEP), c.0.add(j * LANES));
                         match left {
                             6.. => tile::<S, O, 6, 1>(s, a, (b, ldb), (c, ldc), steps, alone),
-                            3.. => tile::<S, O, 3, 1>(s, a, (b, ldb), (c, ldc), steps, alone),
+                            4.. => tile::<S, O, 4, 1>(s, a, (b, ldb), (c, ldc), steps, alone),
+                            2.. => tile::<S, O, 2, 1>(s, a, (b, ldb), (c, ldc), steps, alone),
                             _ => tile::<S, O, 1, 1>(s, a, (b, ldb), (c, ldc), steps, alone),
                         };
                     }
                     match left {
                         6.. => tile::<S, O, 6, 1>(s, a, (b, ldb), c, steps, how),
-                        3.. => tile::<S, O, 3, 1>(s, a, (b, ldb), c, steps, how),
+                        4.. => tile::<S, O, 4, 1>(s, a, (b, ldb), c, steps, how),
+                        2.. => tile::<S, O, 2, 1>(s, a, (b, ldb), c, steps, how),
                         _ => tile::<S, O, 1, 1>(s, a, (b, ldb), c, steps, how),
                     }
                 }
