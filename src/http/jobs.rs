@@ -98,12 +98,7 @@ pub async fn image(state: Data<AppState>, path: Path<(String, String)>) -> Resul
     let missing = || ApiError::NotFound(format!("picture {} of job {id}", shortened(&index)));
     let result = result.ok_or_else(missing)?;
     let index: usize = index.parse().map_err(|_| missing())?;
-    let picture = result.images.get(index).ok_or_else(missing)?;
-    Ok(HttpResponse::Ok()
-        .content_type(picture.format.media_type())
-        .insert_header(("x-seed", picture.seed.to_string()))
-        .insert_header(("x-job-id", id.to_string()))
-        .body(picture.bytes.clone()))
+    wire::bare_picture(id, &result, index).ok_or_else(missing)
 }
 
 fn job_id(text: &str) -> Result<JobId, ApiError> {

@@ -58,8 +58,6 @@ async fn paint(
         tie: Tie::Owned,
     };
     let Accepted { job, events, owner } = state.jobs.send(submit).await??;
-    let mut response = HttpResponse::Ok();
-    response.insert_header(("x-job-id", job.id.to_string()));
     match answer {
         Answer::Events => {
             let source = Source {
@@ -72,16 +70,15 @@ async fn paint(
         Answer::Json => {
             let generation = outcome(events, owner).await?;
             let text = block(move || wire::generation(job.id, &generation).to_string()).await?;
-            Ok(response.content_type("application/json").body(text))
+            Ok(HttpResponse::Ok()
+                .content_type("application/json")
+                .insert_header(("x-job-id", job.id.to_string()))
+                .body(text))
         }
         Answer::Picture(_) => {
             let generation = outcome(events, owner).await?;
-            let first = generation.images.first();
-            let first = first.ok_or_else(|| ApiError::Internal("the job has no picture".into()))?;
-            Ok(response
-                .content_type(first.format.media_type())
-                .insert_header(("x-seed", first.seed.to_string()))
-                .body(first.bytes.clone()))
+            let first = wire::bare_picture(job.id, &generation, 0);
+            first.ok_or_else(|| ApiError::Internal("the job has no picture".into()))
         }
     }
 }

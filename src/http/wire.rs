@@ -1,5 +1,6 @@
 //! What goes out: jobs, events and pictures as JSON.
 
+use actix_web::HttpResponse;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
@@ -47,6 +48,26 @@ pub fn generation(id: JobId, generation: &Generation) -> Value {
     let mut answer = results(generation);
     answer["job_id"] = id.to_string().into();
     answer
+}
+
+/// One picture of a result as it is: its bytes, with what else is to know in headers. `None` if there are not so many.
+pub fn bare_picture(id: JobId, generation: &Generation, index: usize) -> Option<HttpResponse> {
+    let picture = generation.images.get(index)?;
+    let mut answer = HttpResponse::Ok();
+    answer
+        .content_type(picture.format.media_type())
+        .insert_header(("x-job-id", id.to_string()))
+        .insert_header(("x-seed", picture.seed.to_string()));
+    for warning in &generation.warnings {
+        answer.append_header(("x-warning", header_text(warning)));
+    }
+    Some(answer.body(picture.bytes.clone()))
+}
+
+/// Text as a header may hold it: printable ASCII, a question mark for anything else.
+fn header_text(text: &str) -> String {
+    let printable = |c: char| if matches!(c, ' '..='~') { c } else { '?' };
+    text.chars().map(printable).collect()
 }
 
 /// The name of an event and its data.

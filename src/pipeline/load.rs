@@ -3,8 +3,9 @@
 use candle_core::DType;
 
 use super::device::{self, DeviceError};
-use super::flux::{Flux, FluxParts};
-use super::stable_diffusion::{Parts, StableDiffusion};
+use super::flux::FluxParts;
+use super::loaded::Loaded;
+use super::stable_diffusion::Parts;
 use super::{Compute, LoadWatch, PartsError, Pipeline};
 use crate::domain::load::{DtypeChoice, LoadOptions};
 use crate::domain::model::{Defaults, Family, ModelInfo};
@@ -85,11 +86,13 @@ pub fn load_files(
     if files.family().is_flux() {
         let parts = FluxParts::load(files, compute, watch)?;
         let info = info(spec, files, options, &parts.facts());
-        return Ok(Box::new(Flux::new(info, parts, options.lora_dir.clone())));
+        let previewer = parts.previewer()?;
+        return Ok(Box::new(Loaded::new(info, parts, previewer, options.lora_dir.clone())));
     }
     let parts = Parts::load(files, compute, watch)?;
     let info = info(spec, files, options, &parts.facts());
-    Ok(Box::new(StableDiffusion::new(info, parts, options.lora_dir.clone())))
+    let previewer = parts.previewer()?;
+    Ok(Box::new(Loaded::new(info, parts, previewer, options.lora_dir.clone())))
 }
 
 /// What a loaded model's parts tell of it.

@@ -21,6 +21,7 @@ pub mod image_io;
 mod job;
 mod latents;
 mod load;
+mod loaded;
 mod loras;
 pub mod noise;
 mod output;

@@ -131,6 +131,19 @@ impl WeightsError {
             reason: reason.into(),
         }
     }
+
+    /// The message without the file's place, for those who name a file but need not know where this machine keeps it.
+    #[must_use]
+    pub fn without_path(&self) -> String {
+        match self {
+            Self::Io { source, .. } => format!("cannot be read: {source}"),
+            Self::Damaged { reason, .. } => reason.clone(),
+            Self::NotFinite { name, .. } => {
+                format!("tensor `{name}` holds NaN or infinite numbers; the file is damaged, get another one")
+            }
+            others => others.to_string(),
+        }
+    }
 }
 
 /// What candle says, without the backtrace that it adds on lines of its own where `RUST_BACKTRACE` is set: such texts go to

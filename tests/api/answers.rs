@@ -100,6 +100,15 @@ fn a_pictures_type_gives_the_first_pictures_bytes() {
 }
 
 #[test]
+fn a_bare_picture_tells_warnings_in_headers() {
+    let worker = Worker::start();
+    let body = json!({ "prompt": "warn café\nis not known" });
+    let answer = worker.post_with("/txt2img", &[("accept", "image/png")], &body);
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(answer.header("x-warning"), "caf??is not known");
+}
+
+#[test]
 fn an_unasked_seed_is_told() {
     let worker = Worker::start();
     for seed in [Value::Null, json!(-1)] {

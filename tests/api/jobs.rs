@@ -14,6 +14,8 @@ fn what_a_result_warns_of_can_be_asked_for_later() {
         .to_owned();
     worker.wait_for(&id, "completed");
     assert_eq!(worker.job(&id)["warnings"], json!(["two layers match nothing"]));
+    let picture = worker.get(&format!("/v1/jobs/{id}/images/0"));
+    assert_eq!(picture.header("x-warning"), "two layers match nothing");
 }
 
 #[test]

@@ -3,12 +3,11 @@
 mod latents;
 mod mask;
 mod model;
-mod pipeline;
+mod painter;
 mod sentencepiece;
 mod t5_tokenizer;
 mod text;
 mod velocity;
 
 pub use model::FluxParts;
-pub use pipeline::Flux;
 pub use t5_tokenizer::{T5Tokenizer, T5Tokens};

@@ -19,10 +19,8 @@ use crate::pipeline::latents::LatentShape;
 use crate::pipeline::load::{Facts, every_operation};
 use crate::pipeline::preview::{LatentColours, Previewer};
 use crate::pipeline::step_cache::{AUTO_FLUX, Reuse, threshold};
-use crate::pipeline::text::TextError;
 use crate::pipeline::{Compute, LoadWatch, PartsError, PipelineError};
 use crate::schedulers::{self, Scheduler, SchedulerConfig, decimal};
-use crate::weights::lora::Layers;
 use crate::weights::{Component, LayerTable, ModelFiles, Weights};
 
 /// T5 tokens that FLUX.1 dev was trained with.
@@ -40,8 +38,6 @@ pub struct FluxParts {
     pub(super) transformer_layers: Rc<LayerTable>,
     pub(super) vae: Vae,
     pub(super) scheduler: SchedulerConfig,
-    /// Makes previews; `None` until the colours of the latents have been found.
-    pub(super) previewer: Option<Previewer>,
     pub(super) compute: Compute,
 }
 
@@ -81,7 +77,6 @@ impl FluxParts {
             text,
             transformer,
             transformer_layers: Rc::clone(weights.layers()),
-            previewer: compute.previewer(vae_config.latent_channels, known_colours(&vae_config))?,
             vae,
             scheduler,
             compute,
@@ -106,17 +101,13 @@ impl FluxParts {
         }
     }
 
-    /// The layers that LoRAs change; text encoders that were dropped are read again.
+    /// What makes previews, where it is known.
     ///
     /// # Errors
-    /// A text encoder could not be read.
-    pub(super) fn layers(&mut self) -> Result<Layers, PipelineError> {
-        let [clip, t5] = self.text.prepare().map_err(TextError::from)?.clone();
-        Ok(Layers {
-            denoiser: Rc::clone(&self.transformer_layers),
-            text_encoder: Some(clip),
-            text_encoder_2: Some(t5),
-        })
+    /// TAESD cannot be read.
+    pub(in crate::pipeline) fn previewer(&self) -> Result<Option<Previewer>, PartsError> {
+        let vae = self.vae.config();
+        Ok(self.compute.previewer(vae.latent_channels, known_colours(vae))?)
     }
 
     /// Whether it is FLUX.1-Fill: mask and masked picture are inputs beside the latents.

@@ -34,9 +34,9 @@ pub(super) struct Velocity<'a> {
 }
 
 /// Both prompts over a run.
-pub(super) struct Scripts {
-    pub prompt: Script,
-    pub negative: Option<Script>,
+pub struct Scripts {
+    pub(super) prompt: Script,
+    pub(super) negative: Option<Script>,
 }
 
 impl Scripts {

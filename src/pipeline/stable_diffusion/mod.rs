@@ -5,8 +5,6 @@
 mod encoder;
 mod model;
 mod painter;
-mod pipeline;
 mod prompts;
 
 pub use model::Parts;
-pub use pipeline::StableDiffusion;

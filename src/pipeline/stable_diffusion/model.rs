@@ -13,10 +13,9 @@ use crate::models::unet::{UNet, UNetConfig};
 use crate::models::vae::{Vae, VaeConfig};
 use crate::pipeline::load::{Facts, every_operation};
 use crate::pipeline::preview::{LatentColours, Previewer};
-use crate::pipeline::text::{ClipTokenizer, Padding, TextError};
-use crate::pipeline::{Compute, LoadWatch, PartsError, PipelineError};
+use crate::pipeline::text::{ClipTokenizer, Padding};
+use crate::pipeline::{Compute, LoadWatch, PartsError};
 use crate::schedulers::SchedulerConfig;
-use crate::weights::lora::Layers;
 use crate::weights::{Component, LayerTable, ModelFiles, TokenizerFiles, Weights};
 
 /// The parts of a loaded model.
@@ -33,8 +32,6 @@ pub struct Parts {
     pub scheduler: SchedulerConfig,
     /// An empty negative prompt is zeros.
     pub zeros_for_empty: bool,
-    /// Makes previews; `None` until the colours of the latents have been found.
-    pub previewer: Option<Previewer>,
     /// Where and how it computes.
     pub compute: Compute,
 }
@@ -79,7 +76,6 @@ impl Parts {
             encoders,
             unet,
             unet_layers,
-            previewer: compute.previewer(vae_config.latent_channels, known_colours(&vae_config))?,
             vae,
             scheduler,
             zeros_for_empty,
@@ -101,17 +97,13 @@ impl Parts {
         }
     }
 
-    /// The layers that LoRAs change; text encoders that were dropped are read again.
+    /// What makes previews, where it is known.
     ///
     /// # Errors
-    /// A text encoder could not be read.
-    pub fn layers(&mut self) -> Result<Layers, PipelineError> {
-        let mut text = self.encoders.layers().map_err(TextError::from)?.into_iter();
-        Ok(Layers {
-            denoiser: Rc::clone(&self.unet_layers),
-            text_encoder: text.next(),
-            text_encoder_2: text.next(),
-        })
+    /// TAESD cannot be read.
+    pub(in crate::pipeline) fn previewer(&self) -> Result<Option<Previewer>, PartsError> {
+        let vae = self.vae.config();
+        Ok(self.compute.previewer(vae.latent_channels, known_colours(vae))?)
     }
 
     /// Whether the denoiser takes mask and masked picture beside the latents.

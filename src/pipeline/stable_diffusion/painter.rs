@@ -1,5 +1,7 @@
 //! What painting takes from Stable Diffusion.
 
+use std::rc::Rc;
+
 use candle_core::{DType, Device};
 
 use super::model::Parts;
@@ -12,15 +14,64 @@ use crate::pipeline::denoise::{Call, Predict};
 use crate::pipeline::guidance::Guidance;
 use crate::pipeline::job::{Beside, Painter};
 use crate::pipeline::latents::{LatentShape, to_planes};
+use crate::pipeline::loaded::ModelParts;
 use crate::pipeline::step_cache::{AUTO_UNET, Reuse, threshold};
+use crate::pipeline::text::TextError;
 use crate::schedulers::{self, Scheduler, decimal};
+use crate::weights::lora::Layers;
+
+impl ModelParts for Parts {
+    type Prompts = Prompts;
+
+    fn refuse(&self, _: &GenerationRequest) -> Result<(), PipelineError> {
+        Ok(())
+    }
+
+    fn layers(&mut self) -> Result<Layers, PipelineError> {
+        let mut text = self.encoders.layers().map_err(TextError::from)?.into_iter();
+        Ok(Layers {
+            denoiser: Rc::clone(&self.unet_layers),
+            text_encoder: text.next(),
+            text_encoder_2: text.next(),
+        })
+    }
+
+    fn forget_prompts(&mut self) {
+        self.encoders.forget();
+    }
+
+    fn read_prompts(
+        &mut self,
+        request: &GenerationRequest,
+        prompt: &str,
+        _: &mut Vec<String>,
+    ) -> Result<Prompts, PipelineError> {
+        let steps = scheduler_of(self, request)?.steps();
+        let guided = guidance_of(self, request).is_used();
+        let reading = Reading {
+            prompt,
+            negative: guided.then_some(request.negative_prompt.as_str()),
+            syntax: request.prompt_syntax,
+            skip: request.clip_skip.saturating_sub(1) as usize,
+            zeros_for_empty: self.zeros_for_empty,
+            steps,
+        };
+        let prompts = Prompts::read(&mut self.encoders, &reading)?;
+        if self.compute.drops_encoders() {
+            self.encoders.unload();
+        }
+        Ok(prompts)
+    }
+
+    fn painter<'a>(&'a self, prompts: &'a Prompts) -> Box<dyn Painter + 'a> {
+        Box::new(Prompted { parts: self, prompts })
+    }
+}
 
 /// A loaded model with the prompts of one job.
-pub struct Prompted<'a> {
-    /// The model.
-    pub parts: &'a Parts,
-    /// The prompts, read.
-    pub prompts: &'a Prompts,
+struct Prompted<'a> {
+    parts: &'a Parts,
+    prompts: &'a Prompts,
 }
 
 impl Painter for Prompted<'_> {
@@ -110,24 +161,6 @@ impl Predict for UNetPredict<'_> {
     fn reused(&self) -> u32 {
         self.reuse.counted()
     }
-}
-
-/// Reads both prompts of a request.
-///
-/// # Errors
-/// A text encoder failed.
-pub fn read_prompts(parts: &mut Parts, request: &GenerationRequest, prompt: &str) -> Result<Prompts, PipelineError> {
-    let steps = scheduler_of(parts, request)?.steps();
-    let guided = guidance_of(parts, request).is_used();
-    let reading = Reading {
-        prompt,
-        negative: guided.then_some(request.negative_prompt.as_str()),
-        syntax: request.prompt_syntax,
-        skip: request.clip_skip.saturating_sub(1) as usize,
-        zeros_for_empty: parts.zeros_for_empty,
-        steps,
-    };
-    Ok(Prompts::read(&mut parts.encoders, &reading)?)
 }
 
 fn scheduler_of(parts: &Parts, request: &GenerationRequest) -> Result<Box<dyn Scheduler>, PipelineError> {

@@ -72,7 +72,7 @@ pub enum LoraError {
         reason: String,
     },
     /// The file could not be read.
-    #[error("lora `{name}`: {source}")]
+    #[error("lora `{name}`: {}", source.without_path())]
     File {
         /// As the request gives it.
         name: String,

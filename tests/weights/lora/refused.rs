@@ -75,4 +75,7 @@ fn a_lora_of_another_model_or_with_damage_leaves_the_weights_alone() {
     let mut loras = Loras::new(Some(LoraDir::new(root.path().to_owned())));
     let error = loras.apply(&[named("x", 1.0)], &layers).unwrap_err();
     assert!(matches!(error, LoraError::File { .. }), "{error}");
+    // Whoever names a LoRA need not know where the worker keeps it.
+    let folder = root.path().display().to_string();
+    assert!(!error.to_string().contains(&folder), "{error}");
 }
