@@ -1,4 +1,4 @@
-//! What goes out: jobs, events and pictures as JSON.
+//! What goes out: jobs, events and pictures as JSON, or a picture as it is.
 
 use actix_web::HttpResponse;
 use base64::Engine;
