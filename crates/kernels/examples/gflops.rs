@@ -102,10 +102,9 @@ fn products<T: Element>(kind: WeightType) {
     }
     for (m, n, k) in [(8192, 2560, 320), (2048, 5120, 640), (512, 10240, 1280)] {
         let a = numbers::<T>(m * k);
+        let w = numbers::<f32>(n * k);
         let packed: Vec<_> = (0..copies(n * k))
-            .map(|_| {
-                PackedWeights::pack(WeightSource::F32(&numbers::<f32>(n * k)), (n, k), kind, Columns::Gated).unwrap()
-            })
+            .map(|_| PackedWeights::pack(WeightSource::F32(&w), (n, k), kind, Columns::Gated).unwrap())
             .collect();
         let mut packed = packed.iter().cycle();
         let mut out = vec![T::default(); m * n / 2];
