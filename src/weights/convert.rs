@@ -9,7 +9,9 @@ use candle_core::{DType, Device, Tensor};
 use half::slice::HalfFloatSliceExt;
 use half::vec::HalfBitsVecExt;
 use half::{bf16, f16};
+use sd_kernels::{Stored, ViewMut, read_stored};
 
+use super::finite::all_finite;
 use super::storage::threads;
 use super::{NumbersMut, RawTensor, StoredType, WeightsError};
 
@@ -110,8 +112,9 @@ pub(super) trait Number: Copy + Send {
     /// So many zeros, in memory that is not touched before it is written to.
     fn zeros(count: usize) -> Vec<Self>;
 
-    /// Converts as many numbers as `out` has room for; nothing if `stored` is no plain number type.
-    fn convert(stored: StoredType, bytes: &[u8], out: &mut [Self]);
+    /// Converts as many numbers as `out` has room for, and returns whether all of them are finite; nothing if `stored` is no plain
+    /// number type.
+    fn convert(stored: StoredType, bytes: &[u8], out: &mut [Self]) -> bool;
 
     /// The product with `scale`, rounded once.
     fn times(self, scale: f32) -> Self;
@@ -122,8 +125,8 @@ impl Number for f32 {
         vec![0.0; count]
     }
 
-    fn convert(stored: StoredType, bytes: &[u8], out: &mut [Self]) {
-        widen(stored, bytes, out);
+    fn convert(stored: StoredType, bytes: &[u8], out: &mut [Self]) -> bool {
+        widen(stored, bytes, out)
     }
 
     fn times(self, scale: f32) -> Self {
@@ -136,11 +139,10 @@ impl Number for bf16 {
         vec![0_u16; count].reinterpret_into()
     }
 
-    fn convert(stored: StoredType, bytes: &[u8], out: &mut [Self]) {
-        if stored == StoredType::Bf16 {
-            copy(bytes, 0, out, Self::from_le_bytes);
-        } else {
-            narrow(stored, bytes, out, |number| Self::from_bits(round_bf16(number)));
+    fn convert(stored: StoredType, bytes: &[u8], out: &mut [Self]) -> bool {
+        match kernel_type(stored) {
+            Some(kind) => read_stored(kind, bytes, ViewMut::Bf16(out)).unwrap_or(false),
+            None => narrow(stored, bytes, out, Self::from_f32),
         }
     }
 
@@ -154,12 +156,12 @@ impl Number for f16 {
         vec![0_u16; count].reinterpret_into()
     }
 
-    fn convert(stored: StoredType, bytes: &[u8], out: &mut [Self]) {
+    fn convert(stored: StoredType, bytes: &[u8], out: &mut [Self]) -> bool {
         if stored == StoredType::F16 {
-            copy(bytes, 0, out, Self::from_le_bytes);
-        } else {
-            narrow(stored, bytes, out, Self::from_f32);
+            copy(bytes, out, Self::from_le_bytes);
+            return all_finite(stored, bytes);
         }
+        narrow(stored, bytes, out, Self::from_f32)
     }
 
     fn times(self, scale: f32) -> Self {
@@ -167,22 +169,36 @@ impl Number for f16 {
     }
 }
 
-fn narrow<T>(stored: StoredType, bytes: &[u8], out: &mut [T], write: impl Fn(f32) -> T) {
-    let Some(width) = float_width(stored) else { return };
+fn narrow<T>(stored: StoredType, bytes: &[u8], out: &mut [T], write: impl Fn(f32) -> T) -> bool {
+    let Some(width) = float_width(stored) else {
+        return true;
+    };
     let mut buffer = [0_f32; CHUNK];
+    let mut finite = true;
     for (bytes, out) in bytes.chunks(CHUNK * width).zip(out.chunks_mut(CHUNK)) {
         let buffer = &mut buffer[..out.len()];
-        widen(stored, bytes, buffer);
+        finite &= widen(stored, bytes, buffer);
         for (out, number) in out.iter_mut().zip(buffer) {
             *out = write(*number);
         }
     }
+    finite
 }
 
-fn copy<const N: usize, T>(bytes: &[u8], at: usize, out: &mut [T], read: impl Fn([u8; N]) -> T) {
-    let (numbers, _) = bytes[at * N..(at + out.len()) * N].as_chunks::<N>();
+fn copy<const N: usize, T>(bytes: &[u8], out: &mut [T], read: impl Fn([u8; N]) -> T) {
+    let (numbers, _) = bytes.as_chunks::<N>();
     for (out, number) in out.iter_mut().zip(numbers) {
         *out = read(*number);
+    }
+}
+
+/// The types that the kernels read.
+fn kernel_type(stored: StoredType) -> Option<Stored> {
+    match stored {
+        StoredType::F32 => Some(Stored::F32),
+        StoredType::F16 => Some(Stored::F16),
+        StoredType::Bf16 => Some(Stored::Bf16),
+        _ => None,
     }
 }
 
@@ -197,37 +213,23 @@ pub(super) fn float_width(stored: StoredType) -> Option<usize> {
     }
 }
 
-fn widen(stored: StoredType, bytes: &[u8], out: &mut [f32]) {
+fn widen(stored: StoredType, bytes: &[u8], out: &mut [f32]) -> bool {
+    if let Some(kind) = kernel_type(stored) {
+        return read_stored(kind, bytes, ViewMut::F32(out)).unwrap_or(false);
+    }
     match stored {
-        StoredType::F64 => copy(bytes, 0, out, |b| f64::from_le_bytes(b) as f32),
-        StoredType::F32 => copy(bytes, 0, out, f32::from_le_bytes),
-        StoredType::Bf16 => copy(bytes, 0, out, |b| {
-            f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)
-        }),
-        StoredType::F16 => {
-            let mut halves = [f16::ZERO; CHUNK];
-            for (bytes, out) in bytes.chunks(CHUNK * 2).zip(out.chunks_mut(CHUNK)) {
-                let halves = &mut halves[..out.len()];
-                copy(bytes, 0, halves, f16::from_le_bytes);
-                halves.convert_to_f32_slice(out);
-            }
-        }
+        StoredType::F64 => copy(bytes, out, |b| f64::from_le_bytes(b) as f32),
         StoredType::F8E4M3 => look_up(&E4M3, bytes, out),
         StoredType::F8E5M2 => look_up(&E5M2, bytes, out),
-        StoredType::I64 | StoredType::I32 | StoredType::Ggml(_) | StoredType::Other(_) => {}
+        _ => return true,
     }
+    all_finite(stored, bytes)
 }
 
 fn look_up(table: &[f32; 256], bytes: &[u8], out: &mut [f32]) {
     for (out, byte) in out.iter_mut().zip(bytes) {
         *out = table[usize::from(*byte)];
     }
-}
-
-/// Round to nearest, ties to even; for finite numbers, as files are checked to have.
-fn round_bf16(number: f32) -> u16 {
-    let bits = number.to_bits();
-    ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16
 }
 
 /// float8_e4m3fn: bias 7, no infinity, all ones is NaN.

@@ -186,8 +186,10 @@ impl<'a> Located<'a> {
             buffer.resize(CHUNK, 0);
             for out in out.chunks_mut(CHUNK / width) {
                 let bytes = &mut buffer[..out.len() * width];
-                self.read_checked(at, bytes)?;
-                T::convert(self.stored, bytes, out);
+                self.storage.read_at(at, bytes)?;
+                if !T::convert(self.stored, bytes, out) {
+                    return Err(self.not_finite());
+                }
                 if let Some(scale) = self.scale {
                     out.iter_mut().for_each(|number| *number = number.times(scale));
                 }
@@ -202,10 +204,14 @@ impl<'a> Located<'a> {
         if all_finite(self.stored, bytes) {
             return Ok(());
         }
-        Err(WeightsError::NotFinite {
+        Err(self.not_finite())
+    }
+
+    fn not_finite(&self) -> WeightsError {
+        WeightsError::NotFinite {
             path: self.storage.path().to_owned(),
             name: self.name.clone(),
-        })
+        }
     }
 
     /// Gives parts of `out`, whole multiples of `unit` of `width` bytes in the file, to the threads: `work(offset, part)`.

@@ -25,6 +25,7 @@ mod peak;
 mod pool;
 mod quant;
 mod simd;
+mod stored;
 
 pub use allocator::{Reusing, WeightMemory};
 pub use attention::{AttentionMask, AttentionShape, attention};
@@ -39,3 +40,4 @@ pub use peak::peak_gflops;
 pub use pool::{parallel_for, set_threads, threads};
 pub use quant::{QuantType, QuantWeights, dequantise, quant_linear};
 pub use simd::{Element, View, ViewMut};
+pub use stored::{Stored, read_stored};

@@ -235,22 +235,43 @@ impl<'a, T> SharedMut<'a, T> {
     }
 }
 
-/// Splits `out` into pieces of `size` elements (the last may be shorter) and runs them in parallel: `run(index, piece)`.
+/// Splits `out` into pieces of `size` elements (the last may be shorter) and runs them in parallel: `run(index, piece)`. Each
+/// thread walks a stretch of its own, so that no two touch a new page for the first time together.
 pub(crate) fn parallel_chunks<T: Send>(out: &mut [T], size: usize, run: impl Fn(usize, &mut [T]) + Sync) {
     let len = out.len();
     let size = size.max(1);
     let shared = SharedMut::new(out);
-    parallel_for(len.div_ceil(size), |index| {
+    let (pieces, stretches) = (len.div_ceil(size), threads());
+    parallel_for(pieces, |index| {
+        let index = in_stretches(index, pieces, stretches);
         // SAFETY: pieces of different indices do not overlap, and each index runs once.
         let piece = unsafe { shared.piece(index * size, ((index + 1) * size).min(len)) };
         run(index, piece);
     });
 }
 
+/// The `index`-th of `count` things that lie in so many stretches, in an order that goes from stretch to stretch.
+fn in_stretches(index: usize, count: usize, stretches: usize) -> usize {
+    let (stretch, place) = (index % stretches, index / stretches);
+    stretch * (count / stretches) + stretch.min(count % stretches) + place
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn an_order_by_stretches_names_everything_once() {
+        for (count, stretches) in [(0, 2), (1, 2), (7, 1), (7, 2), (8, 2), (11, 4), (3, 8)] {
+            let mut order: Vec<usize> = (0..count).map(|i| in_stretches(i, count, stretches)).collect();
+            if (count, stretches) == (7, 2) {
+                assert_eq!(order, [0, 4, 1, 5, 2, 6, 3]);
+            }
+            order.sort_unstable();
+            assert!(order.into_iter().eq(0..count), "{count} in {stretches}");
+        }
+    }
 
     #[test]
     fn every_index_runs_once() {

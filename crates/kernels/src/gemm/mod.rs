@@ -17,6 +17,7 @@ pub(crate) mod rows;
 mod split;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
+mod turn;
 
 pub(crate) use driver::{multiply, multiply_columns};
 pub(crate) use epilogue::Finish;

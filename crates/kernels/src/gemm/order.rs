@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
+use super::turn::turn;
 use super::{Columns, PANEL};
 use crate::buffer::{AlignedVec, Plain, Scratch, carve, carved_bytes};
 use crate::error::{KernelError, Result, check_positive, volume};
@@ -94,6 +95,9 @@ impl Order {
             let mut scratch = Scratch::new(carved_bytes::<D>(PANEL * inputs));
             let (fetched, _) = carve::<D>(scratch.area(), PANEL * inputs);
             let rows = panel_rows(panel, self.outputs, self.columns);
+            for (lane, _) in rows.iter().enumerate().filter(|(_, row)| row.is_none()) {
+                fetched[lane * inputs..(lane + 1) * inputs].fill(D::default());
+            }
             for range in runs(&rows) {
                 let first = rows[range.start].unwrap_or(0);
                 let into = &mut fetched[range.start * inputs..range.end * inputs];
@@ -103,9 +107,11 @@ impl Order {
                 }
             }
             let fetched = &*fetched;
-            let rows: [_; PANEL] =
-                std::array::from_fn(|lane| rows[lane].map(|_| &fetched[lane * inputs..(lane + 1) * inputs]));
-            self.fill::<G, D, D>(&rows, out, &|x| x);
+            if !turn(fetched, self.taps, out) {
+                let rows: [_; PANEL] =
+                    std::array::from_fn(|lane| rows[lane].map(|_| &fetched[lane * inputs..(lane + 1) * inputs]));
+                self.fill::<G, D, D>(&rows, out, &|x| x);
+            }
             settle(out);
         });
         match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {

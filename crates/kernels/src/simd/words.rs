@@ -16,6 +16,10 @@ pub(crate) trait Words: Simd {
     /// # Safety
     /// 16 bytes must be readable at `p + row * stride` for all sixteen rows.
     unsafe fn load_rows(self, p: *const u8, stride: usize) -> [Self::W; 4];
+    /// Sixteen words of two bytes, filled up with zeros.
+    /// # Safety
+    /// 32 bytes must be readable at `p`.
+    unsafe fn load_halves(self, p: *const u8) -> Self::W;
     /// Two neighbouring numbers of each lane, rounded to bf16: `first` and `second` of lane 0, of lane 1 and so on.
     /// # Safety
     /// 32 bf16 must be writable at `p`.
@@ -62,6 +66,12 @@ impl Words for Portable {
             }
         }
         words
+    }
+    #[inline(always)]
+    unsafe fn load_halves(self, p: *const u8) -> Self::W {
+        // SAFETY: the caller's promise; unaligned read of plain bytes.
+        let halves = unsafe { p.cast::<[[u8; 2]; LANES]>().read_unaligned() };
+        halves.map(|bytes| u32::from(u16::from_le_bytes(bytes)))
     }
     #[inline(always)]
     unsafe fn store_pairs(self, p: *mut bf16, first: Self::V, second: Self::V) {
@@ -168,6 +178,13 @@ impl Words for Avx2 {
         ]
     }
     #[inline(always)]
+    unsafe fn load_halves(self, p: *const u8) -> Self::W {
+        op!((
+            _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())),
+            _mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(16).cast()))
+        ))
+    }
+    #[inline(always)]
     unsafe fn store_pairs(self, p: *mut bf16, first: Self::V, second: Self::V) {
         op!({
             let pairs = |first, second| _mm256_or_si256(narrow8(first), _mm256_slli_epi32(narrow8(second), 16));
@@ -242,6 +259,10 @@ impl<const BF16: bool> Words for Avx512<BF16> {
                 _mm512_unpackhi_epi64(ab_up, cd_up),
             ]
         })
+    }
+    #[inline(always)]
+    unsafe fn load_halves(self, p: *const u8) -> Self::W {
+        op!(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast())))
     }
     #[inline(always)]
     unsafe fn store_pairs(self, p: *mut bf16, first: Self::V, second: Self::V) {

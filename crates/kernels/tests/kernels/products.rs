@@ -388,12 +388,19 @@ fn bring(w: &[f32], inputs: usize, rows: std::ops::Range<usize>, into: ViewMut<'
 
 #[test]
 fn weights_brought_row_by_row_are_packed_like_whole_ones() {
+    at_every_level(|_| compare_brought_weights());
+}
+
+fn compare_brought_weights() {
     let mut numbers = Numbers::new(9);
     for (outputs, channels, taps, columns) in [
         (70, 33, 1, Columns::Plain),
         (64, 40, 1, Columns::Plain),
         (80, 34, 1, Columns::Gated),
+        (88, 48, 1, Columns::Gated),
         (33, 10, 9, Columns::Plain),
+        (65, 16, 9, Columns::Plain),
+        (7, 12, 9, Columns::Plain),
         (5, 3, 9, Columns::Plain),
         (40, 6, 4, Columns::Plain),
     ] {
