@@ -14,7 +14,7 @@ use super::start::{Blank, Source, Start};
 use super::{PipelineError, Watch};
 use crate::domain::event::{Step, Timings};
 use crate::domain::request::GenerationRequest;
-use crate::models::vae::{Tiling, Vae};
+use crate::models::vae::Vae;
 use crate::schedulers::Scheduler;
 
 /// What painting takes from a family of models, with the prompts of one job.
@@ -163,10 +163,8 @@ impl Job<'_> {
         }
         let started = Instant::now();
         let latents = shape.to_device(latents, self.painter.device(), DType::F32)?;
-        let decoded = self
-            .painter
-            .vae()
-            .decode(&latents, &Tiling::default(), &|| !watch.cancelled())?;
+        let vae = self.painter.vae();
+        let decoded = vae.decode(&latents, vae.tiling(), &|| !watch.cancelled())?;
         let picture = picture_of(&decoded.ok_or(PipelineError::Cancelled)?)?;
         self.timings.vae_decode_s += started.elapsed().as_secs_f64();
         Ok(picture)

@@ -140,6 +140,10 @@ fn info(spec: &ModelSpec, files: &ModelFiles, options: &LoadOptions, facts: &Fac
 fn defaults(spec: &ModelSpec, family: Family, facts: &Facts<'_>) -> Defaults {
     let scheduler = facts.scheduler;
     let mut own = spec.defaults;
+    if own.sampler.is_none() && !scheduler.is_known() {
+        let (class, sampler) = (&scheduler.class_name, scheduler.default_sampler());
+        tracing::warn!(%class, %sampler, "the model's scheduler is not built here; another sampler takes its place");
+    }
     own.sampler = own.sampler.or(Some(scheduler.default_sampler()));
     own.size = own.size.or(facts.trained.filter(|side| *side >= 64).map(|side| Size {
         width: side,
@@ -149,7 +153,7 @@ fn defaults(spec: &ModelSpec, family: Family, facts: &Facts<'_>) -> Defaults {
     let trailing = scheduler.timestep_spacing == Some(Spacing::Trailing);
     let few = match scheduler.default_sampler() {
         Sampler::EulerAncestral if trailing && family == Family::Sdxl => Some((1, 0.0)),
-        Sampler::Lcm => Some((4, 1.0)),
+        Sampler::Lcm => facts.usual.or(Some((4, 1.0))),
         _ => facts.usual,
     };
     if let Some((steps, guidance)) = few {

@@ -6,7 +6,7 @@ use image::RgbImage;
 use super::PipelineError;
 use super::image_io::{BinaryMask, to_model};
 use super::latents::to_planes;
-use crate::models::vae::{Posterior, Tiling, Vae};
+use crate::models::vae::{Posterior, Vae};
 
 /// A picture as the VAE sees it: a distribution of latents.
 pub struct EncodedPicture {
@@ -22,7 +22,7 @@ impl EncodedPicture {
     /// # Errors
     /// Cancelled, or the device refused, or the VAE's output is not finite.
     pub fn of(vae: &Vae, pixels: &Tensor, go_on: &dyn Fn() -> bool) -> Result<Self, PipelineError> {
-        let found = vae.encode(pixels, &Tiling::default(), go_on)?;
+        let found = vae.encode(pixels, vae.tiling(), go_on)?;
         let Posterior { mean, std } = found.ok_or(PipelineError::Cancelled)?;
         let (mean, std) = (to_planes(&mean)?, to_planes(&std)?);
         if !mean.iter().chain(&std).all(|value| value.is_finite()) {

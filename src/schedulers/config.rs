@@ -188,7 +188,15 @@ impl SchedulerConfig {
             // A null means "the default" wherever diffusers writes one.
             fields.retain(|_, value| !value.is_null());
         }
-        Ok(serde_json::from_value(tree)?)
+        let config: Self = serde_json::from_value(tree)?;
+        if config.class_name.starts_with("EDM") {
+            return Err(SchedulerError::Config {
+                field: "_class_name",
+                value: config.class_name,
+                hint: "EDM models such as Playground v2.5 and CosXL are not",
+            });
+        }
+        Ok(config)
     }
 
     /// Stable Diffusion 1.x, for checkpoints that come without a configuration.
@@ -204,16 +212,6 @@ impl SchedulerConfig {
             skip_prk_steps: true,
             clip_sample: Some(false),
             ..Self::default()
-        }
-    }
-
-    /// SDXL base, for checkpoints that come without a configuration.
-    #[must_use]
-    pub fn sdxl() -> Self {
-        Self {
-            class_name: "EulerDiscreteScheduler".to_owned(),
-            timestep_spacing: Some(Spacing::Leading),
-            ..Self::stable_diffusion()
         }
     }
 
@@ -243,7 +241,15 @@ impl SchedulerConfig {
         self.class_name.starts_with("FlowMatch") || self.use_flow_sigmas || self.prediction_type == Prediction::Flow
     }
 
-    /// The sampler the model comes with; `euler` where the class is not one of ours.
+    /// Whether [`SchedulerConfig::default_sampler`] is the one that the model comes with.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.class_name.is_empty()
+            || self.class_name == "DPMSolverMultistepScheduler"
+            || self.class_name.parse::<Sampler>().is_ok()
+    }
+
+    /// The sampler the model comes with; the nearest, or `euler`, where the class is not one of ours.
     #[must_use]
     pub fn default_sampler(&self) -> Sampler {
         match self.class_name.as_str() {
@@ -375,7 +381,23 @@ mod tests {
                 ..SchedulerConfig::default()
             };
             assert_eq!(config.default_sampler(), sampler, "{class}");
+            assert_eq!(config.is_known(), class != "SomethingNewScheduler", "{class}");
         }
+        let near = SchedulerConfig {
+            class_name: "DEISMultistepScheduler".to_owned(),
+            ..SchedulerConfig::default()
+        };
+        assert!(near.default_sampler() == Sampler::Dpmpp2m && !near.is_known());
+    }
+
+    #[test]
+    fn edm_schedulers_are_refused_when_they_are_read() {
+        let text = r#"{"_class_name": "EDMDPMSolverMultistepScheduler", "sigma_data": 0.5}"#;
+        let error = SchedulerConfig::from_json(text).unwrap_err().to_string();
+        assert!(
+            error.contains("EDMDPMSolver") && error.contains("Playground"),
+            "{error}"
+        );
     }
 
     #[test]

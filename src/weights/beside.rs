@@ -157,7 +157,13 @@ pub(super) fn text_encoder_in(
         &["cond_stage_model.model.", ""]
     };
     let transformers: &[&str] = match (second, family) {
-        (true, _) => &["text_encoders.clip_g.transformer.", "text_encoder_2.", ""],
+        (true, _) => &[
+            "text_encoders.clip_g.transformer.",
+            // stable-diffusion.cpp's.
+            "cond_stage_model.1.transformer.",
+            "text_encoder_2.",
+            "",
+        ],
         (false, Family::Sd2) => &[
             "text_encoders.clip_h.transformer.",
             "cond_stage_model.transformer.",

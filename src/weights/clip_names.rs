@@ -11,6 +11,11 @@ pub(super) fn hf_clip(inner: &dyn TensorSource, prefix: &str) -> HashMap<String,
         .into_iter()
         .filter_map(|name| {
             let own = name.strip_prefix(prefix)?;
+            if own == "text_model.text_projection" {
+                // stable-diffusion.cpp leaves it as OpenCLIP has it.
+                let turned = Piece::whole(name).with(Layout::Transposed);
+                return Some(("text_projection.weight".to_owned(), turned));
+            }
             let ours = match own.split_once('.')? {
                 ("text_model" | "text_projection", _) => own.to_owned(),
                 ("embeddings" | "encoder" | "final_layer_norm", _) => format!("text_model.{own}"),

@@ -96,7 +96,7 @@ const OTHERS: &[(&str, &str)] = &[
     ),
     (
         "down_blocks.0.resnets.0.conv1.weight",
-        "it is the UNet of a diffusers folder; name the folder instead",
+        "it is a part of a UNet of a diffusers folder; name the folder instead",
     ),
 ];
 
@@ -120,13 +120,17 @@ pub(super) fn recognise(source: &dyn TensorSource) -> Result<Denoiser, String> {
             let naming = if original { Naming::Original } else { Naming::Diffusers };
             return Ok(Denoiser { family, prefix, naming });
         }
-        if any("input_blocks.") {
-            let family = stable_diffusion(source, prefix)?;
-            return Ok(Denoiser {
-                family,
-                prefix,
-                naming: Naming::Original,
-            });
+        let diffusers = [
+            "down_blocks.0.resnets.0.conv1.weight",
+            "conv_in.weight",
+            "conv_out.weight",
+        ]
+        .into_iter()
+        .all(has);
+        if diffusers || any("input_blocks.") {
+            let naming = if diffusers { Naming::Diffusers } else { Naming::Original };
+            let family = stable_diffusion(source, prefix, naming)?;
+            return Ok(Denoiser { family, prefix, naming });
         }
     }
     names.sort_unstable();
@@ -152,16 +156,25 @@ pub(super) fn recognise(source: &dyn TensorSource) -> Result<Denoiser, String> {
     })
 }
 
-fn stable_diffusion(source: &dyn TensorSource, prefix: &str) -> Result<Family, String> {
+fn stable_diffusion(source: &dyn TensorSource, prefix: &str, naming: Naming) -> Result<Family, String> {
+    let (blocks, added) = match naming {
+        Naming::Original => ("input_blocks.", "label_emb.0.0.weight"),
+        Naming::Diffusers => ("down_blocks.", "add_embedding.linear_1.weight"),
+    };
+    for (marker, model) in [("edm_mean", "Playground v2.5"), ("edm_vpred.sigma_max", "CosXL")] {
+        if source.describe(marker).is_some() {
+            return Err(format!("it is an EDM model such as {model}, which is not supported"));
+        }
+    }
     let starts = |start: &str| source.names().iter().any(|name| name.starts_with(start));
     let context = source.names().iter().find_map(|name| {
         let own = name.strip_prefix(prefix)?;
-        let fits = own.starts_with("input_blocks.") && own.ends_with(".transformer_blocks.0.attn2.to_k.weight");
+        let fits = own.starts_with(blocks) && own.ends_with(".transformer_blocks.0.attn2.to_k.weight");
         fits.then(|| source.describe(name))
             .flatten()
             .and_then(|(shape, _)| shape.get(1).copied())
     });
-    if source.describe(&format!("{prefix}label_emb.0.0.weight")).is_some() {
+    if source.describe(&format!("{prefix}{added}")).is_some() {
         return match context {
             Some(1280) => Err("it is the SDXL refiner, which is not supported; use the base model".to_owned()),
             Some(1024) => Err("it is an unCLIP or upscaling model, which is not supported".to_owned()),
@@ -197,7 +210,7 @@ pub(super) fn prediction(source: &dyn TensorSource, denoiser: &Denoiser, said: O
     let said_v = said
         .map(str::to_ascii_lowercase)
         .is_some_and(|text| text == "v" || text.starts_with("v_") || text == "v-prediction");
-    let velocity = has("v_pred") || has("edm_vpred.sigma_max") || said_v || wide_bias(source, denoiser);
+    let velocity = has("v_pred") || said_v || wide_bias(source, denoiser);
     Prediction {
         velocity,
         zero_snr: zero_snr && velocity,

@@ -1,5 +1,5 @@
-//! fp8 weights with a scale beside each (`x.weight` and `x.scale_weight`), as ComfyUI writes them. Numbers are scaled while they are
-//! read; who asks for bytes gets them in bf16.
+//! fp8 weights with a scale beside each (`x.weight` and `x.weight_scale`, which ComfyUI called `x.scale_weight` at first). Numbers are
+//! scaled while they are read; who asks for bytes gets them in bf16.
 
 use std::ops::Range;
 use std::rc::Rc;
@@ -9,11 +9,15 @@ use super::{Located, SafeTensors, StoredType, TensorSource, WeightsError};
 /// A source whose scaled fp8 tensors are seen as their true numbers, in bf16.
 pub(super) struct ScaledFp8(SafeTensors);
 
-const SCALE: &str = ".scale_weight";
+const SCALES: [&str; 2] = [".weight_scale", ".scale_weight"];
 
 /// Wraps `inner` if it has scales.
 pub(super) fn with_scales(inner: SafeTensors) -> Rc<dyn TensorSource> {
-    if inner.names().iter().any(|name| name.ends_with(SCALE)) {
+    if inner
+        .names()
+        .iter()
+        .any(|name| SCALES.iter().any(|scale| name.ends_with(scale)))
+    {
         Rc::new(ScaledFp8(inner))
     } else {
         Rc::new(inner)
@@ -21,9 +25,17 @@ pub(super) fn with_scales(inner: SafeTensors) -> Rc<dyn TensorSource> {
 }
 
 impl ScaledFp8 {
+    /// Name of the scale that belongs to a weight stored so, if it has one.
+    fn scale_name(&self, name: &str, stored: StoredType) -> Option<String> {
+        let layer = name.strip_suffix(".weight").filter(|_| is_fp8(stored))?;
+        SCALES
+            .iter()
+            .map(|scale| format!("{layer}{scale}"))
+            .find(|scale| self.0.describe(scale).is_some())
+    }
+
     fn scale(&self, name: &str, stored: StoredType) -> Result<Option<f32>, WeightsError> {
-        let scale = name.strip_suffix(".weight").map(|layer| format!("{layer}{SCALE}"));
-        let Some(scale) = scale.filter(|scale| is_fp8(stored) && self.0.describe(scale).is_some()) else {
+        let Some(scale) = self.scale_name(name, stored) else {
             return Ok(None);
         };
         let numbers = self.0.read(&scale)?.to_f32(&scale)?;
@@ -49,10 +61,7 @@ impl TensorSource for ScaledFp8 {
 
     fn describe(&self, name: &str) -> Option<(Vec<usize>, StoredType)> {
         let (shape, stored) = self.0.describe(name)?;
-        let scaled = is_fp8(stored)
-            && name
-                .strip_suffix(".weight")
-                .is_some_and(|layer| self.0.describe(&format!("{layer}{SCALE}")).is_some());
+        let scaled = self.scale_name(name, stored).is_some();
         Some((shape, if scaled { StoredType::Bf16 } else { stored }))
     }
 

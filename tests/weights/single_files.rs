@@ -11,7 +11,7 @@ use sd_worker::weights::{
     Component, Folder, ModelFiles, OpenOptions, Precision, RawTensor, StoredType, TensorSource, TokenizerFiles,
     Weights, WeightsError,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::{Given, f32s, safetensors, write};
 
@@ -343,6 +343,105 @@ fn markers_and_metadata_say_what_a_model_predicts() {
 }
 
 #[test]
+fn edm_models_are_refused_and_not_taken_for_sdxl() {
+    for (marker, name) in [("edm_mean", "Playground"), ("edm_vpred.sigma_max", "CosXL")] {
+        let root = tempfile::tempdir().unwrap();
+        let path = checkpoint(root.path(), "sdxl", vec![f32s(marker, &[1], &[1.0])], |_| true);
+        let said = refusal(&path);
+        assert!(said.contains("EDM") && said.contains(name), "{said}");
+    }
+}
+
+/// What diffusers' `from_single_file` takes from the configuration of the family's base model.
+#[test]
+fn a_file_without_scheduler_settings_has_those_of_its_family_s_base_model() {
+    for family in ["sd1", "sd2", "sdxl"] {
+        let root = tempfile::tempdir().unwrap();
+        let files = open(&checkpoint(root.path(), family, Vec::new(), |_| true)).unwrap();
+        let config: Value = serde_json::from_str(files.scheduler_config()).unwrap();
+        let own = |field: &str| config.get(field).and_then(Value::as_bool);
+        let settings = ["clip_sample", "set_alpha_to_one", "skip_prk_steps"].map(own);
+        assert_eq!(settings, [Some(false), Some(false), Some(true)], "{family}");
+        assert_eq!(
+            (&config["steps_offset"], &config["beta_start"]),
+            (&json!(1), &json!(0.00085))
+        );
+    }
+}
+
+#[test]
+fn a_unet_may_have_diffusers_names_in_a_single_file_too() {
+    for (family, expected) in [("sd1", Family::Sd1), ("sdxl", Family::Sdxl)] {
+        let root = tempfile::tempdir().unwrap();
+        let unet = tensors_of(family, Component::Unet);
+        let given = |name: String| {
+            let raw = unet.read(&name).unwrap();
+            Given {
+                name,
+                dtype: type_name(raw.stored),
+                shape: raw.shape,
+                bytes: raw.bytes,
+            }
+        };
+        let tensors = unet.names().into_iter().map(given).collect();
+        let path = checkpoint(root.path(), family, tensors, |row| row.component != Component::Unet);
+        let files = open(&path).unwrap();
+        assert_eq!(files.family(), expected);
+        let found = files.tensors(Component::Unet).unwrap();
+        for name in unet.names() {
+            assert_eq!(
+                found.read(&name).unwrap().bytes,
+                unet.read(&name).unwrap().bytes,
+                "{name}"
+            );
+        }
+    }
+}
+
+/// stable-diffusion.cpp writes the second text encoder so when it converts SDXL.
+#[test]
+fn stable_diffusion_cpp_s_names_of_the_second_text_encoder_are_read() {
+    let root = tempfile::tempdir().unwrap();
+    let mut tensors = Vec::new();
+    let second = tensors_of("sdxl", Component::TextEncoder2);
+    for name in second.names() {
+        let raw = second.read(&name).unwrap();
+        let (name, raw) = if name == "text_projection.weight" {
+            let &[rows, columns] = raw.shape.as_slice() else {
+                panic!("{:?}", raw.shape)
+            };
+            let wide = raw.to_f32(&name).unwrap();
+            let turned: Vec<f32> = (0..rows * columns)
+                .map(|at| wide[at % rows * columns + at / rows])
+                .collect();
+            let given = f32s("text_model.text_projection", &[columns, rows], &turned);
+            (given.name.clone(), given)
+        } else {
+            let given = Given {
+                name: name.clone(),
+                dtype: type_name(raw.stored),
+                shape: raw.shape,
+                bytes: raw.bytes,
+            };
+            (name, given)
+        };
+        tensors.push(Given {
+            name: format!("cond_stage_model.1.transformer.{name}"),
+            ..raw
+        });
+    }
+    let path = checkpoint(root.path(), "sdxl", tensors, |row| {
+        row.component != Component::TextEncoder2
+    });
+    let read = open(&path).unwrap().tensors(Component::TextEncoder2).unwrap();
+    for name in second.names() {
+        let (one, other) = (read.read(&name).unwrap(), second.read(&name).unwrap());
+        assert_eq!(one.shape, other.shape, "{name}");
+        assert_eq!(one.to_f32(&name).unwrap(), other.to_f32(&name).unwrap(), "{name}");
+    }
+}
+
+#[test]
 fn fp8_storage_is_read_as_its_numbers() {
     // 1.0, -2.0, 0.5, 448.0 in float8_e4m3fn; 1.0, -2.0, 0.5, 57344.0 in float8_e5m2.
     let cases = [
@@ -378,7 +477,7 @@ fn fp8_storage_is_read_as_its_numbers() {
     }
 }
 
-/// ComfyUI's scaled files: the number that counts is the stored one times its layer's `scale_weight`.
+/// ComfyUI's scaled files: the number that counts is the stored one times its layer's `scale_weight`, today `weight_scale`.
 #[test]
 fn scaled_fp8_is_read_as_its_numbers_times_their_scale() {
     let root = tempfile::tempdir().unwrap();
@@ -390,9 +489,10 @@ fn scaled_fp8_is_read_as_its_numbers_times_their_scale() {
             .map(|bits: u8| if bits & 0x7f == 0x7f { 0 } else { bits })
             .collect(),
     };
-    let unet = |scale: Option<f32>| {
+    let unet = |scale: Option<(&str, f32)>| {
         let mut extra = vec![stored.clone()];
-        extra.extend(scale.map(|scale| f32s("model.diffusion_model.time_embed.0.scale_weight", &[], &[scale])));
+        let layer = "model.diffusion_model.time_embed.0";
+        extra.extend(scale.map(|(ending, scale)| f32s(&format!("{layer}.{ending}"), &[], &[scale])));
         let path = checkpoint(root.path(), "sd1", extra, |row| row.theirs != stored.name);
         open(&path).unwrap().tensors(Component::Unet).unwrap()
     };
@@ -407,10 +507,12 @@ fn scaled_fp8_is_read_as_its_numbers_times_their_scale() {
     let half = |n: f32| half::bf16::from_f32(n).to_f32();
     let wide: Vec<f32> = plain.iter().map(|n| n * 0.3).collect();
     let narrow: Vec<f32> = wide.iter().map(|n| half(*n)).collect();
-    assert_eq!(numbers(unet(Some(0.3)), DType::F32), wide);
-    assert_eq!(numbers(unet(Some(0.3)), DType::BF16), narrow);
-    let rows = unet(Some(0.3)).read_rows(name, 3..5).unwrap().to_f32(name).unwrap();
-    assert_eq!(rows, narrow[24..40]);
+    for scale in [("scale_weight", 0.3), ("weight_scale", 0.3)] {
+        assert_eq!(numbers(unet(Some(scale)), DType::F32), wide);
+        assert_eq!(numbers(unet(Some(scale)), DType::BF16), narrow);
+        let rows = unet(Some(scale)).read_rows(name, 3..5).unwrap().to_f32(name).unwrap();
+        assert_eq!(rows, narrow[24..40]);
+    }
 }
 
 #[test]

@@ -41,6 +41,8 @@ pub struct VaeConfig {
     pub mid_block_add_attention: bool,
     /// Side in pixels of the pictures that it was trained with.
     pub sample_size: Option<u32>,
+    latents_mean: Option<Vec<f64>>,
+    latents_std: Option<Vec<f64>>,
 }
 
 const DOWN: &str = "DownEncoderBlock2D";
@@ -65,6 +67,8 @@ impl Default for VaeConfig {
             use_post_quant_conv: true,
             mid_block_add_attention: true,
             sample_size: None,
+            latents_mean: None,
+            latents_std: None,
         }
     }
 }
@@ -101,6 +105,12 @@ impl VaeConfig {
             &config.up_block_types,
             "one UpDecoderBlock2D per level is supported",
         )?;
+        for (field, numbers) in [
+            ("latents_mean", &config.latents_mean),
+            ("latents_std", &config.latents_std),
+        ] {
+            require(numbers.is_none(), MODEL, field, numbers, "only null is supported")?;
+        }
         let silu = ["silu", "swish"].contains(&config.act_fn.as_str());
         require(silu, MODEL, "act_fn", &config.act_fn, "only \"silu\" is supported")?;
         Ok(config)

@@ -48,6 +48,7 @@ impl Posterior {
 pub struct Vae {
     config: VaeConfig,
     dtype: DType,
+    tiling: Tiling,
     encoder: Encoder,
     decoder: Decoder,
 }
@@ -61,6 +62,7 @@ impl Vae {
         Ok(Self {
             config: config.clone(),
             dtype: weights.dtype(),
+            tiling: Tiling::of(weights.device(), weights.dtype()),
             encoder: Encoder::load(weights, config)?,
             decoder: Decoder::load(weights, config)?,
         })
@@ -69,6 +71,11 @@ impl Vae {
     /// Its configuration.
     pub fn config(&self) -> &VaeConfig {
         &self.config
+    }
+
+    /// When large pictures are done in tiles.
+    pub fn tiling(&self) -> &Tiling {
+        &self.tiling
     }
 
     /// Where the latents of pictures `(B, H, W, 3)` from -1 to 1 lie; sides are multiples of

@@ -16,18 +16,21 @@ pub struct Tiling {
     pub overlap: usize,
 }
 
-impl Default for Tiling {
-    /// Tiles of 1024 pixels for pictures of more than about 1.6 megapixels.
-    fn default() -> Self {
+impl Tiling {
+    /// Tiles of 1024 pixels for pictures of more than about 1.6 megapixels; for those computed in `f32` on a CPU, which are to
+    /// be as diffusers has them, of more than 2048x2048.
+    pub fn of(device: &Device, dtype: DType) -> Self {
         Self {
-            above: 160 * 160,
+            above: if device.is_cpu() && dtype == DType::F32 {
+                256 * 256
+            } else {
+                160 * 160
+            },
             tile: 128,
             overlap: 32,
         }
     }
-}
 
-impl Tiling {
     /// Never in tiles.
     pub const NEVER: Self = Self {
         above: usize::MAX,

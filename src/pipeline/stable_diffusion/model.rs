@@ -36,6 +36,9 @@ pub struct Parts {
     pub compute: Compute,
 }
 
+/// Steps and guidance of models that are told the guidance instead of being guided: diffusers' of latent consistency models.
+const TOLD_USUAL: (u32, f32) = (4, 8.5);
+
 impl Parts {
     /// Reads every part.
     ///
@@ -93,7 +96,7 @@ impl Parts {
             operations: every_operation(),
             samplers: Sampler::ALL,
             schedules: Schedule::ALL,
-            usual: None,
+            usual: self.unet.config().guidance_embedding.map(|_| TOLD_USUAL),
         }
     }
 

@@ -139,6 +139,18 @@ impl Change {
         self.kind.dims().map_or(0, |(rows, columns)| rows * columns)
     }
 
+    /// The same change of a weight that has more columns: those are not changed.
+    pub fn widened(self, columns: usize) -> Result<Self> {
+        let kind = match self.kind {
+            Kind::Low { down, up } if down.dim(1)? < columns => Kind::Low {
+                down: down.pad_with_zeros(1, 0, columns - down.dim(1)?)?,
+                up,
+            },
+            kind => kind,
+        };
+        Ok(Self { kind, ..self })
+    }
+
     /// Multiplier of its factors.
     pub fn scale(&self) -> f64 {
         self.scale

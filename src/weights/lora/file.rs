@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::delta::Change;
 use super::keys::{Param, split};
-use crate::weights::{SafeTensors, TensorSource, WeightsError};
+use crate::weights::{RawTensor, SafeTensors, StoredType, TensorSource, WeightsError};
 
 /// An open LoRA file. Its tensors are read layer by layer.
 #[derive(Debug)]
@@ -57,7 +57,11 @@ impl LoraFile {
     pub(super) fn change(&self, layer: &str) -> Result<Change, WeightsError> {
         let mut found = BTreeMap::new();
         for (&param, name) in self.layers.get(layer).into_iter().flatten() {
-            let tensor = self.tensors.read(name)?.to_tensor(name, DType::F32, &Device::Cpu)?;
+            let raw = self.tensors.read(name)?;
+            let tensor = match whole_number(&raw) {
+                Some(number) if matches!(param, Param::Alpha | Param::Scalar) => Tensor::new(number, &Device::Cpu)?,
+                _ => raw.to_tensor(name, DType::F32, &Device::Cpu)?,
+            };
             found.insert(param, tensor);
         }
         let damaged = |reason: String| WeightsError::damaged(self.tensors.path(), reason);
@@ -85,6 +89,15 @@ impl LoraFile {
             .filter(|rank| *rank > 0.0)?;
         let stable = get("use_rslora").and_then(Value::as_bool).unwrap_or(false);
         Some(alpha / if stable { rank.sqrt() } else { rank })
+    }
+}
+
+/// The one number of a tensor of integers: an alpha that was never made a float before it was saved.
+fn whole_number(raw: &RawTensor) -> Option<f32> {
+    match raw.stored {
+        StoredType::I64 => Some(i64::from_le_bytes(raw.bytes.as_slice().try_into().ok()?) as f32),
+        StoredType::I32 => Some(i32::from_le_bytes(raw.bytes.as_slice().try_into().ok()?) as f32),
+        _ => None,
     }
 }
 

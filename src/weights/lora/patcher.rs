@@ -171,7 +171,7 @@ fn put_on(wanted: &[Wanted], layers: &Layers) -> Result<Applied, LoraError> {
         };
         let file = LoraFile::open(&want.path).map_err(failed)?;
         let mut unmatched: Vec<String> = file.other().to_vec();
-        let (mut count, mut matched) = (0, 0);
+        let (mut count, mut matched, mut doubles) = (0, 0, Vec::new());
         for layer in file.layers() {
             count += 1;
             let Some(target) = targets.find(layer) else {
@@ -179,6 +179,14 @@ fn put_on(wanted: &[Wanted], layers: &Layers) -> Result<Applied, LoraError> {
                 continue;
             };
             matched += 1;
+            let taken = |slot: &Slot| {
+                let others = shares.get(&slot.name).map(|(_, shares)| shares);
+                others.is_some_and(|shares| shares.iter().any(|share| share.file == index))
+            };
+            if target.slots.iter().any(taken) {
+                doubles.push(layer.to_owned());
+                continue;
+            }
             applied.touches_text |= target.is_text && want.strength != 0.0;
             for (at, Slot { name, weight }) in target.slots.iter().enumerate() {
                 let share = Share {
@@ -202,9 +210,15 @@ fn put_on(wanted: &[Wanted], layers: &Layers) -> Result<Applied, LoraError> {
                 example,
             });
         }
-        applied
-            .warnings
-            .extend(warning(&want.name, &unmatched, count + file.other().len()));
+        let keys = count + file.other().len();
+        let told = [
+            (&unmatched, "match nothing in this model"),
+            (&doubles, "change what others of the file change, and were left out"),
+        ];
+        applied.warnings.extend(
+            told.iter()
+                .filter_map(|(layers, what)| warning(&want.name, layers, keys, what)),
+        );
         files.push(file);
     }
     applied.layers = shares.len();
@@ -225,20 +239,20 @@ fn count_of(slot: &Rc<WeightSlot>) -> usize {
     slot.shape().iter().product()
 }
 
-fn warning(name: &str, unmatched: &[String], count: usize) -> Option<String> {
-    if unmatched.is_empty() {
+fn warning(name: &str, layers: &[String], count: usize, what: &str) -> Option<String> {
+    if layers.is_empty() {
         return None;
     }
-    let some = unmatched
+    let some = layers
         .iter()
         .take(NAMED)
         .map(|layer| format!("`{layer}`"))
         .collect::<Vec<_>>()
         .join(", ");
-    let more = if unmatched.len() > NAMED { ", ..." } else { "" };
+    let more = if layers.len() > NAMED { ", ..." } else { "" };
     Some(format!(
-        "lora `{name}`: {} of {count} keys match nothing in this model: {some}{more}",
-        unmatched.len()
+        "lora `{name}`: {} of {count} keys {what}: {some}{more}",
+        layers.len()
     ))
 }
 
@@ -256,10 +270,14 @@ fn patch(
         let (Some(want), Some(file)) = (wanted.get(share.file), files.get(share.file)) else {
             continue;
         };
-        let change = file.change(&share.layer).map_err(|source| LoraError::File {
+        let mut change = file.change(&share.layer).map_err(|source| LoraError::File {
             name: want.name.clone(),
             source,
         })?;
+        if share.target.is_entrance() && change.columns_set().is_none() {
+            // As diffusers does for LoRAs of the plain model on an inpainting one.
+            change = change.widened(slot.shape().iter().skip(1).product())?;
+        }
         check_size(share, &change, &want.name)?;
         changes.push((f64::from(want.strength), part_of(&change, share, slot.device())?));
     }

@@ -54,6 +54,12 @@ pub(super) struct Target {
 }
 
 impl Target {
+    /// Whether it is the layer that the latents enter by, which is wider in models that are given a picture beside them.
+    pub fn is_entrance(&self) -> bool {
+        let entrance = |slot: &Slot| matches!(slot.name.as_str(), "denoiser.conv_in" | "denoiser.x_embedder");
+        self.slots.iter().all(entrance)
+    }
+
     /// Which of the file's rows belong to one of its slots.
     pub fn rows(&self, index: usize) -> Rows {
         let height = |slot: &Slot| slot.weight.shape().first().copied().unwrap_or(0);
@@ -169,6 +175,17 @@ fn text_names(table: &LayerTable, component: &str) -> HashMap<String, Target> {
         // Newer transformers leave `text_model` out.
         if let Some(short) = name.strip_prefix("text_model.") {
             found.insert(flat(short), target.clone());
+        }
+        // Early diffusers called the projections as its UNet's.
+        for (todays, early) in [
+            ("q_proj", "to_q"),
+            ("k_proj", "to_k"),
+            ("v_proj", "to_v"),
+            ("out_proj", "to_out"),
+        ] {
+            if let Some(attention) = name.strip_suffix(todays).filter(|rest| rest.ends_with(".self_attn.")) {
+                found.insert(flat(&format!("{attention}{early}")), target.clone());
+            }
         }
         found.insert(flat(&name), target);
     }

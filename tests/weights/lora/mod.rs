@@ -4,6 +4,7 @@ mod folder;
 mod formats;
 mod fused_dora;
 mod names;
+mod oddities;
 mod quantised;
 mod refused;
 mod support;
