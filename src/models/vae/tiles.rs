@@ -18,11 +18,11 @@ pub struct Tiling {
 
 impl Tiling {
     /// Tiles of 1024 pixels for pictures of more than about 1.6 megapixels; for those computed in `f32` on a CPU, which are to
-    /// be as diffusers has them, of more than 2048x2048.
+    /// be as diffusers has them, of more than 1536x1536: those take 6 GB beside the weights.
     pub fn of(device: &Device, dtype: DType) -> Self {
         Self {
             above: if device.is_cpu() && dtype == DType::F32 {
-                256 * 256
+                192 * 192
             } else {
                 160 * 160
             },
@@ -153,6 +153,14 @@ mod tests {
         tile: 6,
         overlap: 2,
     };
+
+    #[test]
+    fn only_large_pictures_are_done_in_tiles() {
+        let sides = [(160, 160), (144, 256), (192, 192), (256, 256)];
+        let applies = |dtype| sides.map(|(height, width)| Tiling::of(&Device::Cpu, dtype).applies(height, width));
+        assert_eq!(applies(DType::F32), [false, false, false, true]);
+        assert_eq!(applies(DType::BF16), [false, true, true, true]);
+    }
 
     #[test]
     fn spans_cover_the_side_and_share_enough() {

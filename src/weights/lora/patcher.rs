@@ -159,66 +159,20 @@ struct Share {
     index: usize,
 }
 
+/// What is to be added to each slot, by its name.
+type Shares = BTreeMap<String, (Rc<WeightSlot>, Vec<Share>)>;
+
 fn put_on(wanted: &[Wanted], layers: &Layers) -> Result<Applied, LoraError> {
     let targets = Targets::new(layers);
     let mut applied = Applied::default();
-    let mut shares: BTreeMap<String, (Rc<WeightSlot>, Vec<Share>)> = BTreeMap::new();
+    let mut shares = Shares::new();
     let mut files = Vec::new();
     for (index, want) in wanted.iter().enumerate() {
-        let failed = |source| LoraError::File {
+        let file = LoraFile::open(&want.path).map_err(|source| LoraError::File {
             name: want.name.clone(),
             source,
-        };
-        let file = LoraFile::open(&want.path).map_err(failed)?;
-        let mut unmatched: Vec<String> = file.other().to_vec();
-        let (mut count, mut matched, mut doubles) = (0, 0, Vec::new());
-        for layer in file.layers() {
-            count += 1;
-            let Some(target) = targets.find(layer) else {
-                unmatched.push(layer.to_owned());
-                continue;
-            };
-            matched += 1;
-            let taken = |slot: &Slot| {
-                let others = shares.get(&slot.name).map(|(_, shares)| shares);
-                others.is_some_and(|shares| shares.iter().any(|share| share.file == index))
-            };
-            if target.slots.iter().any(taken) {
-                doubles.push(layer.to_owned());
-                continue;
-            }
-            applied.touches_text |= target.is_text && want.strength != 0.0;
-            for (at, Slot { name, weight }) in target.slots.iter().enumerate() {
-                let share = Share {
-                    file: index,
-                    layer: layer.to_owned(),
-                    target: target.clone(),
-                    index: at,
-                };
-                shares
-                    .entry(name.clone())
-                    .or_insert_with(|| (Rc::clone(weight), Vec::new()))
-                    .1
-                    .push(share);
-            }
-        }
-        if matched == 0 {
-            let example = unmatched.first().cloned().unwrap_or_else(|| "(none)".to_owned());
-            return Err(LoraError::NothingMatches {
-                name: want.name.clone(),
-                count: count.max(unmatched.len()),
-                example,
-            });
-        }
-        let keys = count + file.other().len();
-        let told = [
-            (&unmatched, "match nothing in this model"),
-            (&doubles, "change what others of the file change, and were left out"),
-        ];
-        applied.warnings.extend(
-            told.iter()
-                .filter_map(|(layers, what)| warning(&want.name, layers, keys, what)),
-        );
+        })?;
+        enter(&file, (index, want), &targets, &mut shares, &mut applied)?;
         files.push(file);
     }
     applied.layers = shares.len();
@@ -233,6 +187,66 @@ fn put_on(wanted: &[Wanted], layers: &Layers) -> Result<Applied, LoraError> {
         patch(slot, shares, wanted, &files, numbers > MERGE_UP_TO)?;
     }
     Ok(applied)
+}
+
+/// Enters what a file, given with its place among the wanted, adds to each slot; what it adds twice, under names of two kinds,
+/// once.
+fn enter(
+    file: &LoraFile,
+    (index, want): (usize, &Wanted),
+    targets: &Targets,
+    shares: &mut Shares,
+    applied: &mut Applied,
+) -> Result<(), LoraError> {
+    let mut unmatched: Vec<String> = file.other().to_vec();
+    let mut doubles = Vec::new();
+    let (mut count, mut matched) = (0, 0);
+    for layer in file.layers() {
+        count += 1;
+        let Some(target) = targets.find(layer) else {
+            unmatched.push(layer.to_owned());
+            continue;
+        };
+        matched += 1;
+        let taken = |slot: &Slot| {
+            let others = shares.get(&slot.name).map(|(_, shares)| shares);
+            others.is_some_and(|shares| shares.iter().any(|share| share.file == index))
+        };
+        if target.slots.iter().any(taken) {
+            doubles.push(layer.to_owned());
+            continue;
+        }
+        applied.touches_text |= target.is_text && want.strength != 0.0;
+        for (at, Slot { name, weight }) in target.slots.iter().enumerate() {
+            let (_, held) = shares
+                .entry(name.clone())
+                .or_insert_with(|| (Rc::clone(weight), Vec::new()));
+            held.push(Share {
+                file: index,
+                layer: layer.to_owned(),
+                target: target.clone(),
+                index: at,
+            });
+        }
+    }
+    if matched == 0 {
+        let example = unmatched.first().cloned().unwrap_or_else(|| "(none)".to_owned());
+        return Err(LoraError::NothingMatches {
+            name: want.name.clone(),
+            count: count.max(unmatched.len()),
+            example,
+        });
+    }
+    let keys = count + file.other().len();
+    let told = [
+        (unmatched, "match nothing in this model"),
+        (doubles, "change what others of the file change, and were left out"),
+    ];
+    let warnings = told
+        .iter()
+        .filter_map(|(layers, what)| warning(&want.name, layers, keys, what));
+    applied.warnings.extend(warnings);
+    Ok(())
 }
 
 fn count_of(slot: &Rc<WeightSlot>) -> usize {
