@@ -156,3 +156,12 @@ fn it_stops_between_tiles_and_between_blocks() {
         assert!(vae.encode(&picture, &tiling, &|| false).unwrap().is_none());
     }
 }
+
+/// Playground v2.5's VAE.
+#[test]
+fn statistics_of_latents_are_refused_by_name() {
+    let error = VaeConfig::parse(r#"{"latents_mean": [-1.6, 1.1, 3.1, -1.1], "latents_std": [8.4, 5.9, 6.2, 5.8]}"#);
+    let error = error.map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("latents_mean"), "{error}");
+    assert!(VaeConfig::parse(r#"{"latents_mean": null, "latents_std": null}"#).is_ok());
+}
