@@ -64,6 +64,16 @@ fn type_name(stored: StoredType) -> &'static str {
     }
 }
 
+/// The tensor under another name.
+fn named(name: String, raw: RawTensor) -> Given {
+    Given {
+        name,
+        dtype: type_name(raw.stored),
+        shape: raw.shape,
+        bytes: raw.bytes,
+    }
+}
+
 /// Makes the checkpoint's tensor from diffusers' tensors.
 fn assembled(row: &Row, found: &[RawTensor]) -> Given {
     let first = &found[0];
@@ -170,12 +180,7 @@ fn averages_are_read_where_a_file_has_no_plain_weights_of_the_unet() {
                 Some(own) => format!("model_ema.diffusion_model{}", own.replace('.', "")),
                 None => name,
             };
-            tensors.push(Given {
-                name,
-                dtype: type_name(raw.stored),
-                shape: raw.shape,
-                bytes: raw.bytes,
-            });
+            tensors.push(named(name, raw));
         }
         write(root.path(), "dream.safetensors", safetensors(&tensors));
         let (unet, folder) = (
@@ -374,16 +379,10 @@ fn a_unet_may_have_diffusers_names_in_a_single_file_too() {
     for (family, expected) in [("sd1", Family::Sd1), ("sdxl", Family::Sdxl)] {
         let root = tempfile::tempdir().unwrap();
         let unet = tensors_of(family, Component::Unet);
-        let given = |name: String| {
-            let raw = unet.read(&name).unwrap();
-            Given {
-                name,
-                dtype: type_name(raw.stored),
-                shape: raw.shape,
-                bytes: raw.bytes,
-            }
-        };
-        let tensors = unet.names().into_iter().map(given).collect();
+        let names = unet.names().into_iter();
+        let tensors = names
+            .map(|name| named(name.clone(), unet.read(&name).unwrap()))
+            .collect();
         let path = checkpoint(root.path(), family, tensors, |row| row.component != Component::Unet);
         let files = open(&path).unwrap();
         assert_eq!(files.family(), expected);
@@ -406,29 +405,20 @@ fn stable_diffusion_cpp_s_names_of_the_second_text_encoder_are_read() {
     let second = tensors_of("sdxl", Component::TextEncoder2);
     for name in second.names() {
         let raw = second.read(&name).unwrap();
-        let (name, raw) = if name == "text_projection.weight" {
-            let &[rows, columns] = raw.shape.as_slice() else {
-                panic!("{:?}", raw.shape)
-            };
-            let wide = raw.to_f32(&name).unwrap();
-            let turned: Vec<f32> = (0..rows * columns)
-                .map(|at| wide[at % rows * columns + at / rows])
-                .collect();
-            let given = f32s("text_model.text_projection", &[columns, rows], &turned);
-            (given.name.clone(), given)
-        } else {
-            let given = Given {
-                name: name.clone(),
-                dtype: type_name(raw.stored),
-                shape: raw.shape,
-                bytes: raw.bytes,
-            };
-            (name, given)
+        let theirs = format!("cond_stage_model.1.transformer.{name}");
+        if name != "text_projection.weight" {
+            tensors.push(named(theirs, raw));
+            continue;
+        }
+        let &[rows, columns] = raw.shape.as_slice() else {
+            panic!("{:?}", raw.shape)
         };
-        tensors.push(Given {
-            name: format!("cond_stage_model.1.transformer.{name}"),
-            ..raw
-        });
+        let wide = raw.to_f32(&name).unwrap();
+        let turned: Vec<f32> = (0..rows * columns)
+            .map(|at| wide[at % rows * columns + at / rows])
+            .collect();
+        let theirs = "cond_stage_model.1.transformer.text_model.text_projection";
+        tensors.push(f32s(theirs, &[columns, rows], &turned));
     }
     let path = checkpoint(root.path(), "sdxl", tensors, |row| {
         row.component != Component::TextEncoder2
@@ -460,12 +450,7 @@ fn fp8_storage_is_read_as_its_numbers() {
         let whole = sd_worker::weights::SafeTensors::open(&path).unwrap();
         for name in whole.names() {
             let raw = whole.read(&name).unwrap();
-            tensors.push(Given {
-                name,
-                dtype: type_name(raw.stored),
-                shape: raw.shape,
-                bytes: raw.bytes,
-            });
+            tensors.push(named(name, raw));
         }
         write(root.path(), "dream.safetensors", safetensors(&tensors));
         let unet = open(&path).unwrap().tensors(Component::Unet).unwrap();
