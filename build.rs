@@ -16,8 +16,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         for folder in FOLDERS {
             for path in files(&root.join(folder))? {
                 let inner = path.strip_prefix(&root)?.to_string_lossy().replace('\\', "/");
-                let path = path.to_string_lossy();
-                list += &format!("    ({inner:?}, include_bytes!({path:?}) as &[u8]),\n");
+                // The compiler knows where the checkout is now, also after it was moved with its build folder.
+                let path = format!("/{MODEL}/{inner}");
+                list += &format!(
+                    "    ({inner:?}, include_bytes!(concat!(env!(\"CARGO_MANIFEST_DIR\"), {path:?})) as &[u8]),\n"
+                );
             }
         }
     }

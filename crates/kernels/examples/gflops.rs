@@ -27,8 +27,13 @@ fn seconds() -> f64 {
     time[0] as f64 + time[1] as f64 * 1e-9
 }
 
+/// Whether the command line asks for this operation.
+fn wanted(name: &str) -> bool {
+    std::env::args().nth(1).is_none_or(|filter| name.contains(&filter))
+}
+
 fn measure(name: &str, flop: f64, mut run: impl FnMut()) {
-    if std::env::args().nth(1).is_some_and(|filter| !name.contains(&filter)) {
+    if !wanted(name) {
         return;
     }
     run();
@@ -83,7 +88,18 @@ fn products<T: Element>(kind: WeightType) {
         (512, 10240, 1280),
         (2048, 5120, 640),
         (512, 3840, 1280),
+        (2048, 320, 320),
+        (512, 640, 640),
+        (128, 1280, 1280),
+        (32, 1280, 1280),
+        (2048, 320, 1280),
+        (128, 1280, 5120),
+        (154, 1280, 768),
     ] {
+        let name = format!("{name} linear {m}x{n}x{k}");
+        if !wanted(&name) {
+            continue;
+        }
         let a = numbers::<T>(m * k);
         let w = numbers::<f32>(n * k);
         let packed: Vec<_> = (0..copies(n * k))
@@ -96,11 +112,15 @@ fn products<T: Element>(kind: WeightType) {
             bias: Some(&bias),
             ..Epilogue::default()
         };
-        measure(&format!("{name} linear {m}x{n}x{k}"), 2.0 * (m * n * k) as f64, || {
+        measure(&name, 2.0 * (m * n * k) as f64, || {
             linear(&a, m, packed.next().unwrap(), &ep, &mut out).unwrap();
         });
     }
-    for (m, n, k) in [(8192, 2560, 320), (2048, 5120, 640), (512, 10240, 1280)] {
+    for (m, n, k) in [(8192, 2560, 320), (2048, 5120, 640), (512, 10240, 1280), (2048, 2560, 320), (512, 5120, 640), (128, 10240, 1280)] {
+        let name = format!("{name} geglu {m}x{n}x{k}");
+        if !wanted(&name) {
+            continue;
+        }
         let a = numbers::<T>(m * k);
         let w = numbers::<f32>(n * k);
         let packed: Vec<_> = (0..copies(n * k))
@@ -112,7 +132,7 @@ fn products<T: Element>(kind: WeightType) {
             activation: Activation::GeluErf,
             ..Epilogue::default()
         };
-        measure(&format!("{name} geglu {m}x{n}x{k}"), 2.0 * (m * n * k) as f64, || {
+        measure(&name, 2.0 * (m * n * k) as f64, || {
             linear(&a, m, packed.next().unwrap(), &ep, &mut out).unwrap();
         });
     }
@@ -121,18 +141,27 @@ fn products<T: Element>(kind: WeightType) {
         (2, 32, 640, 640, 3),
         (2, 16, 1280, 1280, 3),
         (2, 8, 1280, 1280, 3),
+        (2, 32, 320, 320, 3),
+        (2, 32, 640, 320, 3),
+        (2, 16, 640, 640, 3),
+        (2, 8, 2560, 1280, 3),
+        (2, 4, 1280, 1280, 3),
+        (2, 32, 640, 320, 1),
         (2, 64, 640, 320, 1),
         (1, 256, 128, 128, 3),
         (1, 256, 128, 3, 3),
     ] {
+        let name = format!("{name} conv {b}x{side}x{side} {from}->{to} {kernel}x{kernel}");
+        if !wanted(&name) {
+            continue;
+        }
         let shape = ConvShape::same(from, to, kernel);
         let x = numbers::<T>(b * side * side * from);
-        let conv = PackedWeights::pack_conv(
-            WeightSource::F32(&numbers::<f32>(from * to * kernel * kernel)),
-            &shape,
-            kind,
-        )
-        .unwrap();
+        let w = numbers::<f32>(from * to * kernel * kernel);
+        let packed: Vec<_> = (0..copies(w.len()))
+            .map(|_| PackedWeights::pack_conv(WeightSource::F32(&w), &shape, kind).unwrap())
+            .collect();
+        let mut packed = packed.iter().cycle();
         let mut out = vec![T::default(); b * side * side * to];
         let bias = vec![0.1f32; to];
         let ep = Epilogue {
@@ -140,13 +169,9 @@ fn products<T: Element>(kind: WeightType) {
             ..Epilogue::default()
         };
         let flop = 2.0 * (b * side * side * from * to * kernel * kernel) as f64;
-        measure(
-            &format!("{name} conv {b}x{side}x{side} {from}->{to} {kernel}x{kernel}"),
-            flop,
-            || {
-                conv2d(&x, (b, side, side), &conv, &shape, &ep, &mut out).unwrap();
-            },
-        );
+        measure(&name, flop, || {
+            conv2d(&x, (b, side, side), packed.next().unwrap(), &shape, &ep, &mut out).unwrap();
+        });
     }
 }
 

@@ -450,13 +450,14 @@ impl Task<'_> {
         drop(tiles);
     }
 
-    /// The part of the panel after `panel`, whose first number of this depth is at `b`, that the block at `row` brings near.
-    fn soon<O: micro::Operands>(&self, b: *const O::B, (panel, row): (usize, usize), depth: usize) -> *const O::B {
+    /// The part of the panel after `panel`, whose first number of this depth is at `b`, that the block at `row` asks for.
+    fn soon<O: micro::Operands>(&self, b: *const O::B, (panel, row): (usize, usize), depth: usize) -> micro::Soon {
         if panel + 1 == self.panels.1 {
-            return std::ptr::null();
+            return micro::Soon::nothing();
         }
         let next = b.wrapping_add(self.weights.inputs().next_multiple_of(32) * PANEL);
-        next.wrapping_byte_add(row / ROWS_UNIT * micro::soon_bytes::<O>(depth))
+        let blocks = (self.rows.1 - self.rows.0).div_ceil(ROWS_UNIT);
+        micro::Soon::share::<O>(next, depth, (row / ROWS_UNIT, blocks))
     }
 
     fn panel_ptr(&self, step: &Step) -> PanelPtr {

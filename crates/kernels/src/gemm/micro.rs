@@ -3,7 +3,7 @@
 use half::bf16;
 
 use super::PANEL;
-use crate::simd::{Kernel, LANES, Simd, Words, dispatch};
+use crate::simd::{Kernel, LANES, Simd, Words, dispatch, inlined};
 
 /// A panel of packed weights, f32 or pairs of bf16.
 #[derive(Clone, Copy)]
@@ -52,12 +52,27 @@ impl Operands for Floats {
             for (j, r) in right.iter_mut().enumerate() {
                 *r = s.load(b.add(j * LANES));
             }
-            for (i, line) in sums.iter_mut().enumerate() {
-                let x = s.splat(*a.add(i * lda));
-                for (sum, r) in line.iter_mut().zip(right) {
-                    *sum = s.fma(x, r, *sum);
-                }
-            }
+            multiply_add(s, (a, lda), right, sums);
+        }
+    }
+}
+
+/// Adds the products of a column of A and a row of B.
+///
+/// # Safety
+/// A must hold MR numbers, the given distance apart.
+#[inline(always)]
+unsafe fn multiply_add<S: Simd, const MR: usize, const NV: usize>(
+    s: S,
+    (a, lda): (*const f32, usize),
+    right: [S::V; NV],
+    sums: &mut [[S::V; NV]; MR],
+) {
+    for (i, line) in sums.iter_mut().enumerate() {
+        // SAFETY: the caller's promise.
+        let x = s.splat(unsafe { *a.add(i * lda) });
+        for (sum, r) in line.iter_mut().zip(right) {
+            *sum = s.fma(x, r, *sum);
         }
     }
 }
@@ -79,17 +94,15 @@ impl Operands for Widened {
     ) {
         // SAFETY: the caller's promise.
         unsafe {
-            let mut even = [s.zero(); NV];
-            let mut odd = [s.zero(); NV];
-            for j in 0..NV {
-                (even[j], odd[j]) = s.load_pairs(b.add(j * 2 * LANES));
+            let mut right = [s.zero(); NV];
+            for (j, r) in right.iter_mut().enumerate() {
+                *r = s.load_firsts(b.add(j * 2 * LANES));
             }
-            for (i, line) in sums.iter_mut().enumerate() {
-                let (x, y) = (s.splat(*a.add(i * lda)), s.splat(*a.add(i * lda + 1)));
-                for (j, sum) in line.iter_mut().enumerate() {
-                    *sum = s.fma(y, odd[j], s.fma(x, even[j], *sum));
-                }
+            multiply_add(s, (a, lda), right, sums);
+            for (j, r) in right.iter_mut().enumerate() {
+                *r = s.load_seconds(b.add(j * 2 * LANES));
             }
+            multiply_add(s, (a.add(1), lda), right, sums);
         }
     }
 }
@@ -122,14 +135,14 @@ impl Operands for Dots {
     }
 }
 
-/// `c (+)= a b` for rows of A, `lda` apart, and one packed panel. C is contiguous, 32 columns a row. Meanwhile as many bytes from
-/// `soon` on as [`soon_bytes`] says are brought near; it may be any pointer.
+/// `c (+)= a b` for rows of A, `lda` apart, and one packed panel. C is contiguous, 32 columns a row. Meanwhile what `soon` names is
+/// brought near.
 ///
 /// # Safety
 /// As for [`block`] with two vectors.
 pub(super) unsafe fn panel<O: Operands>(
     a: (*const O::A, usize),
-    (b, soon): (*const O::B, *const O::B),
+    (b, soon): (*const O::B, Soon),
     c: *mut f32,
     size: (usize, usize),
     accumulate: bool,
@@ -140,16 +153,56 @@ pub(super) unsafe fn panel<O: Operands>(
         c: (c, PANEL),
         size,
         accumulate,
-        soon: soon.cast(),
+        soon,
     });
 }
 
-/// Steps of the depth for each cache line that is brought near: the next panel is there after sixteen blocks of rows.
-const STEPS_PER_LINE: usize = 8;
+/// Steps of the depth between two requests for memory.
+const STEPS_PER_REQUEST: usize = 16;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
-/// Bytes that one block of rows brings near.
-pub(super) fn soon_bytes<O: Operands>(depth: usize) -> usize {
-    (depth / O::STEP).div_ceil(STEPS_PER_LINE) * 64
+/// Memory that will be read soon: a product asks for it line by line while it multiplies.
+#[derive(Clone, Copy)]
+pub(super) struct Soon {
+    /// Any pointer; nothing is asked for if null.
+    from: *const u8,
+    /// Cache lines of a request.
+    lines: usize,
+}
+
+impl Soon {
+    pub(super) fn nothing() -> Self {
+        Self {
+            from: std::ptr::null(),
+            lines: 0,
+        }
+    }
+
+    /// The share of the packed panel at `panel` that block `index` of `blocks` asks for, when each multiplies `depth` numbers.
+    pub(super) fn share<O: Operands>(panel: *const O::B, depth: usize, (index, blocks): (usize, usize)) -> Self {
+        let steps = depth / O::STEP;
+        let bytes = steps * PANEL * size_of::<O::B>() * O::STEP;
+        let requests = steps / STEPS_PER_REQUEST;
+        let lines = bytes.div_ceil(LINE).div_ceil(requests.max(1) * blocks);
+        let start = index * requests * lines * LINE;
+        if start >= bytes {
+            return Self::nothing();
+        }
+        Self {
+            from: panel.cast::<u8>().wrapping_add(start),
+            lines,
+        }
+    }
+
+    #[inline(always)]
+    fn request(self, index: usize) {
+        if !self.from.is_null() {
+            for line in 0..self.lines {
+                bring_near(self.from.wrapping_add((index * self.lines + line) * LINE));
+            }
+        }
+    }
 }
 
 /// Asks for a cache line, without waiting for it.
@@ -182,7 +235,7 @@ pub(crate) unsafe fn dispatched<O: Operands>(
         c,
         size,
         accumulate,
-        soon: std::ptr::null(),
+        soon: Soon::nothing(),
     });
 }
 
@@ -192,8 +245,8 @@ struct Block<O: Operands> {
     c: (*mut f32, usize),
     size: (usize, usize),
     accumulate: bool,
-    /// What to bring near meanwhile; nothing if null.
-    soon: *const u8,
+    /// What to bring near meanwhile.
+    soon: Soon,
 }
 
 impl<O: Operands> Kernel for Block<O> {
@@ -204,27 +257,33 @@ impl<O: Operands> Kernel for Block<O> {
         unsafe {
             if (self.b.1, self.b.2, self.c.1) == (PANEL, 2, PANEL) {
                 let (b, c) = ((self.b.0, PANEL, 2), (self.c.0, PANEL));
-                block::<S, O>(s, self.a, b, c, self.size, (self.accumulate, self.soon));
+                if O::STEP == 1 || S::REGISTERS == 32 {
+                    block::<S, O, 4>(s, self.a, b, c, self.size, (self.accumulate, self.soon));
+                } else {
+                    // Laid out further, it would not fit the registers.
+                    block::<S, O, 1>(s, self.a, b, c, self.size, (self.accumulate, self.soon));
+                }
             } else {
-                block::<S, O>(s, self.a, self.b, self.c, self.size, (self.accumulate, self.soon));
+                block::<S, O, 1>(s, self.a, self.b, self.c, self.size, (self.accumulate, Soon::nothing()));
             }
         }
     }
 }
 
 /// `c (+)= a b` for `rows` rows and one or two vectors of columns over `depth` numbers, a multiple of the step. A and C come with
-/// the distance between their rows, B with its columns and how many vectors of them to take.
+/// the distance between their rows, B with its columns and how many vectors of them to take. `STEPS` of the depth are taken at a
+/// time.
 ///
 /// # Safety
 /// A must hold `rows` rows of `depth`, B `depth` rows of the vectors, C `rows` rows of them.
 #[inline(always)]
-unsafe fn block<S: Simd, O: Operands>(
+unsafe fn block<S: Simd, O: Operands, const STEPS: usize>(
     s: S,
     (a, lda): (*const O::A, usize),
     (b, ldb, vectors): (*const O::B, usize, usize),
     (c, ldc): (*mut f32, usize),
     (rows, depth): (usize, usize),
-    (accumulate, soon): (bool, *const u8),
+    (accumulate, soon): (bool, Soon),
 ) {
     let mut row = 0;
     while row < rows {
@@ -234,37 +293,40 @@ unsafe fn block<S: Simd, O: Operands>(
             let (a, c) = ((a.add(row * lda), lda), (c.add(row * ldc), ldc));
             let steps = depth / O::STEP;
             // The first tile does it for the block.
-            let how = (accumulate, if row == 0 { soon } else { std::ptr::null() });
+            let how = (accumulate, if row == 0 { soon } else { Soon::nothing() });
             row += match (S::REGISTERS, vectors) {
                 (32, 2) => match left {
-                    12.. => tile::<S, O, 12, 2>(s, a, (b, ldb), c, steps, how),
-                    8.. => tile::<S, O, 8, 2>(s, a, (b, ldb), c, steps, how),
-                    4.. => tile::<S, O, 4, 2>(s, a, (b, ldb), c, steps, how),
-                    2.. => tile::<S, O, 2, 2>(s, a, (b, ldb), c, steps, how),
-                    _ => tile::<S, O, 1, 2>(s, a, (b, ldb), c, steps, how),
+                    12.. => tile::<S, O, 12, 2, STEPS>(s, a, (b, ldb), c, steps, how),
+                    8.. => tile::<S, O, 8, 2, STEPS>(s, a, (b, ldb), c, steps, how),
+                    4.. => tile::<S, O, 4, 2, STEPS>(s, a, (b, ldb), c, steps, how),
+                    2.. => tile::<S, O, 2, 2, STEPS>(s, a, (b, ldb), c, steps, how),
+                    _ => tile::<S, O, 1, 2, STEPS>(s, a, (b, ldb), c, steps, how),
                 },
                 (32, _) => match left {
-                    12.. => tile::<S, O, 12, 1>(s, a, (b, ldb), c, steps, how),
-                    8.. => tile::<S, O, 8, 1>(s, a, (b, ldb), c, steps, how),
-                    4.. => tile::<S, O, 4, 1>(s, a, (b, ldb), c, steps, how),
-                    _ => tile::<S, O, 1, 1>(s, a, (b, ldb), c, steps, how),
+                    12.. => tile::<S, O, 12, 1, STEPS>(s, a, (b, ldb), c, steps, how),
+                    8.. => tile::<S, O, 8, 1, STEPS>(s, a, (b, ldb), c, steps, how),
+                    4.. => tile::<S, O, 4, 1, STEPS>(s, a, (b, ldb), c, steps, how),
+                    _ => tile::<S, O, 1, 1, STEPS>(s, a, (b, ldb), c, steps, how),
                 },
                 _ => {
-                    let alone = (accumulate, std::ptr::null());
+                    let alone = (accumulate, Soon::nothing());
                     for j in 1..vectors {
                         let (b, c) = (b.add(j * LANES * O::STEP), c.0.add(j * LANES));
                         match left {
-                            6.. => tile::<S, O, 6, 1>(s, a, (b, ldb), (c, ldc), steps, alone),
-                            4.. => tile::<S, O, 4, 1>(s, a, (b, ldb), (c, ldc), steps, alone),
-                            2.. => tile::<S, O, 2, 1>(s, a, (b, ldb), (c, ldc), steps, alone),
-                            _ => tile::<S, O, 1, 1>(s, a, (b, ldb), (c, ldc), steps, alone),
+                            8 => tile::<S, O, 4, 1, STEPS>(s, a, (b, ldb), (c, ldc), steps, alone),
+                            6.. => tile::<S, O, 6, 1, STEPS>(s, a, (b, ldb), (c, ldc), steps, alone),
+                            4.. => tile::<S, O, 4, 1, STEPS>(s, a, (b, ldb), (c, ldc), steps, alone),
+                            2.. => tile::<S, O, 2, 1, STEPS>(s, a, (b, ldb), (c, ldc), steps, alone),
+                            _ => tile::<S, O, 1, 1, STEPS>(s, a, (b, ldb), (c, ldc), steps, alone),
                         };
                     }
                     match left {
-                        6.. => tile::<S, O, 6, 1>(s, a, (b, ldb), c, steps, how),
-                        4.. => tile::<S, O, 4, 1>(s, a, (b, ldb), c, steps, how),
-                        2.. => tile::<S, O, 2, 1>(s, a, (b, ldb), c, steps, how),
-                        _ => tile::<S, O, 1, 1>(s, a, (b, ldb), c, steps, how),
+                        // Two of four: two rows do not keep the units busy.
+                        8 => tile::<S, O, 4, 1, STEPS>(s, a, (b, ldb), c, steps, how),
+                        6.. => tile::<S, O, 6, 1, STEPS>(s, a, (b, ldb), c, steps, how),
+                        4.. => tile::<S, O, 4, 1, STEPS>(s, a, (b, ldb), c, steps, how),
+                        2.. => tile::<S, O, 2, 1, STEPS>(s, a, (b, ldb), c, steps, how),
+                        _ => tile::<S, O, 1, 1, STEPS>(s, a, (b, ldb), c, steps, how),
                     }
                 }
             };
@@ -278,13 +340,13 @@ unsafe fn block<S: Simd, O: Operands>(
 /// # Safety
 /// As for [`block`].
 #[inline(always)]
-unsafe fn tile<S: Simd, O: Operands, const MR: usize, const NV: usize>(
+unsafe fn tile<S: Simd, O: Operands, const MR: usize, const NV: usize, const STEPS: usize>(
     s: S,
     (a, lda): (*const O::A, usize),
     (b, ldb): (*const O::B, usize),
     (c, ldc): (*mut f32, usize),
     steps: usize,
-    (accumulate, soon): (bool, *const u8),
+    (accumulate, soon): (bool, Soon),
 ) -> usize {
     // SAFETY: the caller's promise.
     unsafe {
@@ -296,14 +358,28 @@ unsafe fn tile<S: Simd, O: Operands, const MR: usize, const NV: usize>(
                 }
             }
         }
-        for line in 0..steps.div_ceil(STEPS_PER_LINE) {
-            if !soon.is_null() {
-                bring_near(soon.wrapping_add(line * 64));
-            }
-            for k in line * STEPS_PER_LINE..((line + 1) * STEPS_PER_LINE).min(steps) {
+        let mut step = inlined(
+            #[inline(always)]
+            |k: usize| {
                 let (a, b) = (a.add(k * O::STEP), b.add(k * ldb * O::STEP));
                 O::step::<S, MR, NV>(s, (a, lda), b, &mut sums);
+            },
+        );
+        let mut from = 0;
+        while from < steps {
+            let to = (from + STEPS_PER_REQUEST).min(steps);
+            soon.request(from / STEPS_PER_REQUEST);
+            let whole = from + (to - from) / STEPS * STEPS;
+            for k in (from..whole).step_by(STEPS) {
+                // Of a known number, so that they are laid out one after the other.
+                for i in 0..STEPS {
+                    step(k + i);
+                }
             }
+            for k in whole..to {
+                step(k);
+            }
+            from = to;
         }
         for (i, line) in sums.iter().enumerate() {
             for (j, &sum) in line.iter().enumerate() {

@@ -56,10 +56,14 @@ pub(crate) trait Simd: Copy {
             self.store_bf16(p.add(LANES), second);
         }
     }
-    /// Sixteen pairs of bf16: the first of each pair, and the second.
+    /// The first of each of sixteen pairs of bf16.
     /// # Safety
     /// 32 bf16 must be readable at `p`.
-    unsafe fn load_pairs(self, p: *const bf16) -> (Self::V, Self::V);
+    unsafe fn load_firsts(self, p: *const bf16) -> Self::V;
+    /// The second of each of sixteen pairs of bf16.
+    /// # Safety
+    /// 32 bf16 must be readable at `p`.
+    unsafe fn load_seconds(self, p: *const bf16) -> Self::V;
     /// # Safety
     /// 32 bf16 must be readable at `p`.
     unsafe fn pairs(self, p: *const bf16) -> Self::Pairs;

@@ -95,15 +95,14 @@ impl Simd for Portable {
         unsafe { p.cast::<[u16; LANES]>().write_unaligned(bits) }
     }
     #[inline(always)]
-    unsafe fn load_pairs(self, p: *const bf16) -> (V, V) {
+    unsafe fn load_firsts(self, p: *const bf16) -> V {
         // SAFETY: the caller's promise.
-        let pairs = unsafe { p.cast::<[[u16; 2]; LANES]>().read_unaligned() };
-        let (mut first, mut second) = ([0.0; LANES], [0.0; LANES]);
-        for (i, [a, b]) in pairs.into_iter().enumerate() {
-            first[i] = widen(a);
-            second[i] = widen(b);
-        }
-        (first, second)
+        unsafe { p.cast::<[[u16; 2]; LANES]>().read_unaligned() }.map(|[first, _]| widen(first))
+    }
+    #[inline(always)]
+    unsafe fn load_seconds(self, p: *const bf16) -> V {
+        // SAFETY: the caller's promise.
+        unsafe { p.cast::<[[u16; 2]; LANES]>().read_unaligned() }.map(|[_, second]| widen(second))
     }
     #[inline(always)]
     unsafe fn pairs(self, p: *const bf16) -> Self::Pairs {

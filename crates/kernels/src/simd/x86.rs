@@ -139,11 +139,20 @@ impl Simd for Avx2 {
         });
     }
     #[inline(always)]
-    unsafe fn load_pairs(self, p: *const bf16) -> (W, W) {
+    unsafe fn load_firsts(self, p: *const bf16) -> W {
         op!({
             let (a, b) = self.pairs(p);
-            let ((a_first, a_second), (b_first, b_second)) = (widen8(a), widen8(b));
-            ((a_first, b_first), (a_second, b_second))
+            (widen8(a).0, widen8(b).0)
+        })
+    }
+    #[inline(always)]
+    unsafe fn load_seconds(self, p: *const bf16) -> W {
+        op!({
+            // Read once more: with the pairs kept from `load_firsts`, a full block of sums would not fit the sixteen registers.
+            let mut p = p;
+            std::arch::asm!("/* {0} */", inout(reg) p, options(pure, nomem, nostack, preserves_flags));
+            let (a, b) = self.pairs(p);
+            (widen8(a).1, widen8(b).1)
         })
     }
     #[inline(always)]
@@ -327,8 +336,12 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         }
     }
     #[inline(always)]
-    unsafe fn load_pairs(self, p: *const bf16) -> (__m512, __m512) {
-        op!(widen16(self.pairs(p)))
+    unsafe fn load_firsts(self, p: *const bf16) -> __m512 {
+        op!(widen16(self.pairs(p)).0)
+    }
+    #[inline(always)]
+    unsafe fn load_seconds(self, p: *const bf16) -> __m512 {
+        op!(widen16(self.pairs(p)).1)
     }
     #[inline(always)]
     unsafe fn pairs(self, p: *const bf16) -> __m512i {
