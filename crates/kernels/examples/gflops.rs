@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release -p sd-kernels --example gflops [-- NAME]`. Rates are per second of processor time, so that other work on
 //! the machine disturbs them little; multiply by the number of cores. In the environment, `WALL` asks for rates by the clock,
-//! `COLD` for weights of linear layers that come from memory, `ROUNDS` for another number of tries than 5.
+//! `COLD` for weights that come from memory, `ROUNDS` for another number of tries than 5.
 #![allow(clippy::unwrap_used)]
 
 use half::bf16;
@@ -116,7 +116,14 @@ fn products<T: Element>(kind: WeightType) {
             linear(&a, m, packed.next().unwrap(), &ep, &mut out).unwrap();
         });
     }
-    for (m, n, k) in [(8192, 2560, 320), (2048, 5120, 640), (512, 10240, 1280), (2048, 2560, 320), (512, 5120, 640), (128, 10240, 1280)] {
+    for (m, n, k) in [
+        (8192, 2560, 320),
+        (2048, 5120, 640),
+        (512, 10240, 1280),
+        (2048, 2560, 320),
+        (512, 5120, 640),
+        (128, 10240, 1280),
+    ] {
         let name = format!("{name} geglu {m}x{n}x{k}");
         if !wanted(&name) {
             continue;
@@ -178,6 +185,10 @@ fn products<T: Element>(kind: WeightType) {
 fn quantised() {
     for kind in QuantType::ALL {
         for (m, n, k) in [(1280, 9216, 3072), (1280, 3072, 12288), (1, 18432, 3072)] {
+            let name = format!("{kind:?} linear {m}x{n}x{k}");
+            if !wanted(&name) {
+                continue;
+            }
             // Bytes below 48, so that every scale is an ordinary number.
             let blocks: Vec<u8> = (0..n * k / kind.block_len() * kind.block_bytes())
                 .map(|i| (i * 7919 % 48) as u8)
@@ -190,13 +201,9 @@ fn quantised() {
             };
             let a = vec![bf16::from_f32(0.5); m * k];
             let mut out = vec![bf16::ZERO; m * n];
-            measure(
-                &format!("{kind:?} linear {m}x{n}x{k}"),
-                2.0 * (m * n * k) as f64,
-                || {
-                    quant_linear(&a, m, &weights, &Epilogue::default(), &mut out).unwrap();
-                },
-            );
+            measure(&name, 2.0 * (m * n * k) as f64, || {
+                quant_linear(&a, m, &weights, &Epilogue::default(), &mut out).unwrap();
+            });
         }
     }
 }

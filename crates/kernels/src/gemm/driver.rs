@@ -222,6 +222,8 @@ impl Task<'_> {
         let inner = self.weights.inputs();
         let (first_row, rows) = (self.rows.0, self.rows.1 - self.rows.0);
         let single = inner <= self.plan.depth;
+        // Sums that wait are read while others are written: all through this one pointer.
+        let (sums, room) = (kept.as_mut_ptr(), kept.len());
         for k0 in (0..inner).step_by(self.plan.depth) {
             let k1 = (k0 + self.plan.depth).min(inner);
             load(k0, k1);
@@ -232,10 +234,11 @@ impl Task<'_> {
                     // Sums that are complete at once take turns in two places.
                     let start = if single { blocks % 2 * unit } else { blocks * unit };
                     blocks += 1;
+                    assert!((start + unit) * PANEL <= room, "sums beyond their room");
                     let step = Step {
                         panel,
                         k0,
-                        sums: kept[start * PANEL..].as_mut_ptr(),
+                        sums: sums.wrapping_add(start * PANEL),
                         first: k0 == 0,
                     };
                     let count = unit.min(rows - row);
@@ -289,9 +292,10 @@ impl Task<'_> {
         let mut scratch = Scratch::new(carved_bytes::<f32>(kept) + carved_bytes::<f32>(room));
         let (kept, scratch) = carve::<f32>(scratch.area(), kept);
         let (packed, _) = carve::<f32>(scratch, room);
+        let packed = packed.as_mut_ptr();
         let base = match direct {
             Some(values) => values[self.rows.0 * lda..].as_ptr(),
-            None => packed.as_ptr(),
+            None => packed.cast_const(),
         };
         let at = std::cell::Cell::new(0);
         let depth = std::cell::Cell::new(0);
@@ -308,7 +312,8 @@ impl Task<'_> {
                 a: self.a,
                 rows: self.rows,
                 columns: (k0, k1),
-                out: packed,
+                // SAFETY: the room made above; nothing reads it meanwhile.
+                out: unsafe { std::slice::from_raw_parts_mut(packed, room) },
                 lda,
                 round,
             });
@@ -341,7 +346,7 @@ impl Task<'_> {
         let mut scratch = Scratch::new(carved_bytes::<f32>(kept) + carved_bytes::<bf16>(rows * lda));
         let (kept, scratch) = carve::<f32>(scratch.area(), kept);
         let (packed, _) = carve::<bf16>(scratch, rows * lda);
-        let base = packed.as_ptr();
+        let (packed, room) = (packed.as_mut_ptr(), packed.len());
         let depth = std::cell::Cell::new(0);
         let load = |k0: usize, k1: usize| {
             depth.set((k1 - k0).next_multiple_of(2));
@@ -350,7 +355,8 @@ impl Task<'_> {
                 a: self.a,
                 rows: self.rows,
                 columns: (k0, k1),
-                out: packed,
+                // SAFETY: as in `run_f32`.
+                out: unsafe { std::slice::from_raw_parts_mut(packed, room) },
                 low: &mut [],
                 order,
             });
@@ -359,7 +365,7 @@ impl Task<'_> {
             if let PanelPtr::Pairs(b) = self.panel_ptr(step) {
                 // SAFETY: as in `run_f32`.
                 unsafe {
-                    let a = (base.add(row * lda), lda);
+                    let a = (packed.add(row * lda).cast_const(), lda);
                     let b = (b, self.soon::<micro::Dots>(b, (step.panel, row), depth.get()));
                     micro::panel::<micro::Dots>(a, b, step.sums, (count, depth.get()), !step.first);
                 }
@@ -381,13 +387,14 @@ impl Task<'_> {
         let mut scratch = Scratch::new(carved_bytes::<f32>(kept) + carved_bytes::<bf16>(parts * room));
         let (kept, scratch) = carve::<f32>(scratch.area(), kept);
         let (packed, _) = carve::<bf16>(scratch, parts * room);
+        let packed = packed.as_mut_ptr();
         // SAFETY: this method is chosen where tiles are available.
         let tiles = unsafe { Tiles::configure() };
-        let base = packed.as_ptr();
         let steps = std::cell::Cell::new(0);
         let load = |k0: usize, k1: usize| {
             steps.set((k1 - k0).div_ceil(32));
-            let (out, low) = packed.split_at_mut(room);
+            // SAFETY: as in `run_f32`.
+            let (out, low) = unsafe { std::slice::from_raw_parts_mut(packed, parts * room) }.split_at_mut(room);
             let (a, rows, columns) = (self.a, self.rows, (k0, k1));
             let order = Order::Tiles { per_tile_row };
             if split {
@@ -415,7 +422,7 @@ impl Task<'_> {
                 return;
             };
             let form = if count > 16 { Form::Full } else { Form::Upper };
-            let upper = base.wrapping_add(row / 16 * per_tile_row);
+            let upper = packed.cast_const().wrapping_add(row / 16 * per_tile_row);
             let product = Block {
                 a: upper,
                 a_lower: upper.wrapping_add(per_tile_row),

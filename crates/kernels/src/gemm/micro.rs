@@ -124,7 +124,10 @@ impl Operands for Dots {
     ) {
         // SAFETY: the caller's promise.
         unsafe {
-            let right: [S::Pairs; NV] = std::array::from_fn(|j| s.pairs(b.add(j * 2 * LANES)));
+            let mut right = [s.pairs(b); NV];
+            for (j, r) in right.iter_mut().enumerate() {
+                *r = s.pairs(b.add(j * 2 * LANES));
+            }
             for (i, line) in sums.iter_mut().enumerate() {
                 let x = s.splat_pair(a.add(i * lda));
                 for (sum, r) in line.iter_mut().zip(right) {

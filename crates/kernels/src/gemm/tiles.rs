@@ -297,7 +297,8 @@ impl Product<'_> {
         let low = grid.split.then(|| grid.part_len() * size_of::<bf16>());
         // SAFETY: this module is used where tiles are available.
         let tiles = unsafe { Tiles::configure() };
-        let sums: [*mut f32; 2] = [sums.as_mut_ptr(), sums[SUMS..].as_mut_ptr()];
+        let (first, second) = sums.split_at_mut(SUMS);
+        let sums: [*mut f32; 2] = [first.as_mut_ptr(), second.as_mut_ptr()];
         // Each block is finished while the tiles work on the next one.
         let mut waiting: Option<(usize, &[Run], *const f32)> = None;
         for panel in panels {

@@ -150,7 +150,7 @@ impl Simd for Avx2 {
         op!({
             // Read once more: with the pairs kept from `load_firsts`, a full block of sums would not fit the sixteen registers.
             let mut p = p;
-            std::arch::asm!("/* {0} */", inout(reg) p, options(pure, nomem, nostack, preserves_flags));
+            std::arch::asm!("/* {0} */", inout(reg) p, options(pure, readonly, nostack, preserves_flags));
             let (a, b) = self.pairs(p);
             (widen8(a).1, widen8(b).1)
         })

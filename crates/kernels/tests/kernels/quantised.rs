@@ -27,7 +27,8 @@ fn blocks(kind: QuantType, count: usize, numbers: &mut Numbers) -> Vec<u8> {
 }
 
 fn check<T: Element>(kind: QuantType, rows: usize, level: Isa) {
-    let (outputs, inputs) = (45, if kind.block_len() == 32 { 96 } else { 512 });
+    let outputs = if cfg!(miri) { 17 } else { 45 };
+    let inputs = if kind.block_len() == 32 { 96 } else { 512 };
     let mut numbers = Numbers::new(rows as u64 + kind.block_bytes() as u64);
     let held = blocks(kind, outputs * inputs / kind.block_len(), &mut numbers);
     let weights = QuantWeights {
@@ -67,7 +68,7 @@ fn check<T: Element>(kind: QuantType, rows: usize, level: Isa) {
 fn quantised_products_match_the_reference() {
     at_every_level(|level| {
         for kind in QuantType::ALL {
-            for rows in [1, 3, 40] {
+            for rows in if cfg!(miri) { [1, 3, 5] } else { [1, 3, 40] } {
                 check::<f32>(kind, rows, level);
                 check::<bf16>(kind, rows, level);
             }
