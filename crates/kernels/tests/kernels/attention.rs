@@ -41,8 +41,10 @@ fn reference(
     out
 }
 
-const SHAPES: [(usize, usize, usize, usize, usize); 11] = [
+const SHAPES: [(usize, usize, usize, usize, usize); 13] = [
     (1, 1, 1, 1, 8),
+    (2, 3, 5, 2, 8),
+    (1, 2, 300, 1, 4),
     (2, 5, 7, 3, 40),
     (1, 33, 77, 2, 80),
     (1, 70, 31, 2, 160),
@@ -99,7 +101,7 @@ fn attention_matches_the_reference() {
 #[test]
 fn masks_match_the_reference() {
     at_every_level(|level| {
-        let tokens = if cfg!(miri) { 9 } else { 45 };
+        let tokens = if cfg!(miri) { 5 } else { 45 };
         let shape = AttentionShape {
             batch: 2,
             queries: tokens,
@@ -140,7 +142,7 @@ fn masks_match_the_reference() {
 
 #[test]
 fn threads_do_not_change_attention() {
-    let (queries, keys, heads, width) = if cfg!(miri) { (7, 40, 2, 8) } else { (100, 300, 2, 40) };
+    let (queries, keys, heads, width) = if cfg!(miri) { (3, 35, 2, 4) } else { (100, 300, 2, 40) };
     let shape = AttentionShape {
         batch: 1,
         queries,

@@ -96,9 +96,10 @@ fn products_use_exactly_the_decoded_numbers() {
             };
             let mut dense = vec![0f32; outputs * inputs];
             dequantise(kind, &held, &mut dense).unwrap();
+            let steps = if cfg!(miri) { 1 } else { inputs };
             let product = |rows: usize, round: fn(f32) -> f32| {
                 let mut out = vec![0f32; rows * outputs];
-                for first in (0..inputs).step_by(rows) {
+                for first in (0..inputs).step_by(rows).take(steps) {
                     let x = &unit[first * inputs..][..rows * inputs];
                     quant_linear(x, rows, &weights, &Epilogue::default(), &mut out).unwrap();
                     for (i, got) in out.iter().enumerate() {
@@ -110,7 +111,7 @@ fn products_use_exactly_the_decoded_numbers() {
             };
             product(1, |w| w);
             product(4, |w| w);
-            product(inputs, |w| bf16::from_f32(w).to_f32());
+            product(if cfg!(miri) { 5 } else { inputs }, |w| bf16::from_f32(w).to_f32());
         }
     });
 }

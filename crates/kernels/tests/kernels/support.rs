@@ -33,7 +33,7 @@ pub fn same_for_any_threads<T: Element>(make: impl Fn() -> Vec<T>) {
 
 /// Whether a check of so many multiply-adds is for this run: Miri, which interprets them one by one, is left the small ones.
 pub fn in_reach(work: usize) -> bool {
-    !cfg!(miri) || work <= 25_000
+    !cfg!(miri) || work <= 4_000
 }
 
 /// Deterministic numbers, about uniform in -1..1.
