@@ -68,6 +68,14 @@ fn copies(numbers: usize) -> usize {
     }
 }
 
+/// As many packed copies of weights `(outputs, inputs)` as [`copies`] asks for.
+fn linear_weights((n, k): (usize, usize), kind: WeightType, columns: Columns) -> Vec<PackedWeights> {
+    let w = numbers::<f32>(n * k);
+    (0..copies(n * k))
+        .map(|_| PackedWeights::pack(WeightSource::F32(&w), (n, k), kind, columns).unwrap())
+        .collect()
+}
+
 fn products<T: Element>(kind: WeightType) {
     let name = match kind {
         WeightType::F32 => "f32",
@@ -101,10 +109,7 @@ fn products<T: Element>(kind: WeightType) {
             continue;
         }
         let a = numbers::<T>(m * k);
-        let w = numbers::<f32>(n * k);
-        let packed: Vec<_> = (0..copies(n * k))
-            .map(|_| PackedWeights::pack(WeightSource::F32(&w), (n, k), kind, Columns::Plain).unwrap())
-            .collect();
+        let packed = linear_weights((n, k), kind, Columns::Plain);
         let mut packed = packed.iter().cycle();
         let mut out = vec![T::default(); m * n];
         let bias = vec![0.1f32; n];
@@ -129,10 +134,7 @@ fn products<T: Element>(kind: WeightType) {
             continue;
         }
         let a = numbers::<T>(m * k);
-        let w = numbers::<f32>(n * k);
-        let packed: Vec<_> = (0..copies(n * k))
-            .map(|_| PackedWeights::pack(WeightSource::F32(&w), (n, k), kind, Columns::Gated).unwrap())
-            .collect();
+        let packed = linear_weights((n, k), kind, Columns::Gated);
         let mut packed = packed.iter().cycle();
         let mut out = vec![T::default(); m * n / 2];
         let ep = Epilogue {
